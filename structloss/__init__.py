@@ -1,0 +1,54 @@
+"""structloss: structure-aware losses for training code models.
+
+The student's code is aligned with the teacher's code as syntax trees, and what the alignment finds becomes a loss,
+beside masked and weighted cross-entropy fused with the LM head.
+
+    trees      parse, Tree, TreeBatch
+    alignment  tree_edit_distance, align_trees, soft_tree_edit_distance
+    LM head    linear_cross_entropy, linear_logprob, hidden_and_head
+    the loss   StructureAwareLoss, StructureBatch, StructureCollator, encode_example, VisitCache
+    metrics    metrics.syntax_match, metrics.dataflow_match, metrics.tsed, metrics.pass_at_k
+"""
+
+from structloss import metrics
+from structloss.extension import has_extension
+from structloss.lm_head import linear_cross_entropy, linear_logprob
+from structloss.losses import (
+    StructureAwareLoss,
+    StructureBatch,
+    StructureCollator,
+    StructureLossOutput,
+    VisitCache,
+    encode_example,
+)
+from structloss.models import hidden_and_head
+from structloss.tree_alignment import (
+    TreeAlignment,
+    align_trees,
+    soft_tree_edit_distance,
+    tree_edit_distance,
+)
+from structloss.trees import Tree, TreeBatch, parse
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "StructureAwareLoss",
+    "StructureBatch",
+    "StructureCollator",
+    "StructureLossOutput",
+    "Tree",
+    "TreeAlignment",
+    "TreeBatch",
+    "VisitCache",
+    "align_trees",
+    "encode_example",
+    "has_extension",
+    "hidden_and_head",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "metrics",
+    "parse",
+    "soft_tree_edit_distance",
+    "tree_edit_distance",
+]

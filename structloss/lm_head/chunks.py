@@ -1,0 +1,242 @@
+"""The chunked pass over the head: logits of a few hundred tokens at a time, and the gradients of that chunk.
+
+A chunk's logits live in one workspace that every chunk reuses. The row pass turns them into their gradient in
+place, so the head costs one GEMM for the loss and one more for each of input and weight that needs a
+gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from structloss.lm_head.kept_rows import KeptRows
+from structloss.lm_head.row_pass import (
+    RowFormula,
+    RowInputs,
+    RowResults,
+    RowWorkspace,
+    row_dtype,
+    row_pass,
+)
+
+# Bytes of logits in a chunk. Off the CPU a frozen head needs only enough rows to be bound by arithmetic; a
+# trainable one streams its accumulator once a chunk and wants more. On a CPU larger chunks gain nothing.
+_CPU_CHUNK_BYTES = 64 << 20
+_FROZEN_CHUNK_BYTES = 192 << 20
+_TRAINABLE_CHUNK_BYTES = 512 << 20
+# A chunk's contribution to a float32 accumulator is made in vocabulary blocks of about this size.
+_PARTIAL_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = x weight^T + bias + lora_scale * (x lora_a^T) lora_b^T.   weight (V, D), lora_a (r, D), lora_b
+    (V, r).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    lora_a: Tensor | None = None
+    lora_b: Tensor | None = None
+    lora_scale: float = 1.0
+
+    @property
+    def vocab(self) -> int:
+        return self.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Which inputs need a gradient, each asked by itself."""
+
+    input: bool = False
+    weight: bool = False
+    bias: bool = False
+    lora_a: bool = False
+    lora_b: bool = False
+
+    def __bool__(self) -> bool:
+        return self.input or self.trainable
+
+    @property
+    def trainable(self) -> bool:
+        return self.weight or self.bias or self.lora_a or self.lora_b
+
+
+@dataclass
+class Gradients:
+    """Gradients by input; None where none is needed. Those of the head are in `accumulator_dtype`."""
+
+    input: Tensor | None = None  # (N, D): zero in the rows that are not kept
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    lora_a: Tensor | None = None
+    lora_b: Tensor | None = None
+
+
+def rows_per_chunk(
+    rows: int, vocab: int, dtype: torch.dtype, device_type: str, *, trainable: bool, chunk_bytes: int | None
+) -> int:
+    """Rows that the byte budget allows, balanced so that the last chunk is not a sliver."""
+    if chunk_bytes is None:
+        if device_type == "cpu":
+            chunk_bytes = _CPU_CHUNK_BYTES
+        else:
+            chunk_bytes = _TRAINABLE_CHUNK_BYTES if trainable else _FROZEN_CHUNK_BYTES
+    allowed = max(1, chunk_bytes // (vocab * dtype.itemsize))
+    if rows <= allowed:
+        return max(1, rows)
+    grain = next((g for g in (128, 32, 8) if allowed >= 4 * g), 1)
+    allowed -= allowed % grain
+    chunks = -(-rows // allowed)
+    balanced = -(-rows // chunks)
+    return min(allowed, -(-balanced // grain) * grain)
+
+
+def accumulator_dtype(
+    rows: int, vocab: int, dtype: torch.dtype, device_type: str, *, chunk_bytes: int | None
+) -> torch.dtype:
+    """float32 where a narrower type would be added to more than once, else the type itself."""
+    if dtype == row_dtype(dtype):
+        return dtype
+    chunk = rows_per_chunk(rows, vocab, dtype, device_type, trainable=True, chunk_bytes=chunk_bytes)
+    return dtype if rows <= chunk else torch.float32
+
+
+def head_pass(
+    x: Tensor,
+    head: Head,
+    rows: KeptRows,
+    formula: RowFormula,
+    needs: Needs,
+    upstream: Tensor | None,
+    *,
+    entropy: bool,
+    argmax: bool,
+    accumulate: torch.dtype,
+    chunk_bytes: int | None,
+) -> tuple[RowResults, Gradients]:
+    """Loss and statistics of the kept rows (n,), and the gradients of `sum(upstream * scale * loss)`.
+
+    x is (N, D); upstream is () or (n,) in the row dtype, None stands for 1.
+    """
+    count, width = rows.count, x.shape[1]
+    gradients = _zero_gradients(x, head, rows, needs, accumulate)
+    results = RowResults.empty(count, x, entropy=entropy, argmax=argmax)
+    if count == 0:
+        return results, gradients
+    scale = rows.scale if upstream is None else rows.scale * upstream
+    inputs = RowInputs(rows.target, rows.weight, rows.unlikely, scale.expand(count) if needs else None)
+
+    chunk = rows_per_chunk(
+        count, head.vocab, x.dtype, x.device.type, trainable=needs.trainable, chunk_bytes=chunk_bytes
+    )
+    logits_space = x.new_empty(chunk, head.vocab)
+    gather = rows.index is not None
+    x_space = x.new_empty(chunk, width) if gather else None
+    dx_space = x.new_empty(chunk, width) if gather and needs.input else None
+    row_space = RowWorkspace(x, head.vocab, formula, max_rows=chunk, entropy=entropy)
+
+    for start in range(0, count, chunk):
+        part = slice(start, min(start + chunk, count))
+        size = part.stop - part.start
+        index = None if rows.index is None else rows.index[part]
+        if index is None or x_space is None:
+            x_chunk = x[part]
+        else:
+            x_chunk = torch.index_select(x, 0, index, out=x_space[:size])
+        logits = logits_space[:size]
+        low_rank = _logits(x_chunk, head, out=logits)
+        row_pass(logits, inputs[part], formula, row_space, _part(results, part))
+        if not needs:
+            continue
+        if gradients.input is not None:
+            target = gradients.input[part] if dx_space is None else dx_space[:size]
+            _input_gradient(logits, head, out=target)
+            if index is not None:
+                gradients.input.index_copy_(0, index, target)
+        _add_head_gradients(gradients, logits, x_chunk, low_rank, head, first=start == 0)
+    return results, gradients
+
+
+def _part(results: RowResults, part: slice) -> RowResults:
+    return RowResults(
+        results.loss[part],
+        results.logprob[part],
+        results.lse[part],
+        None if results.entropy is None else results.entropy[part],
+        None if results.argmax is None else results.argmax[part],
+    )
+
+
+def _zero_gradients(
+    x: Tensor, head: Head, rows: KeptRows, needs: Needs, accumulate: torch.dtype
+) -> Gradients:
+    # The first chunk overwrites the weight's gradient, so it is cleared only where there is no chunk at all.
+    fresh = torch.zeros if rows.count == 0 else torch.empty
+    device = x.device
+    gradients = Gradients()
+    if needs.input:
+        every = rows.index is None and rows.count > 0
+        gradients.input = (torch.empty if every else torch.zeros)(x.shape, dtype=x.dtype, device=device)
+    if needs.weight:
+        gradients.weight = fresh(head.weight.shape, dtype=accumulate, device=device)
+    if needs.bias and head.bias is not None:
+        gradients.bias = torch.zeros(head.bias.shape, dtype=row_dtype(x.dtype), device=device)
+    if needs.lora_a and head.lora_a is not None:
+        gradients.lora_a = torch.zeros(head.lora_a.shape, dtype=row_dtype(x.dtype), device=device)
+    if needs.lora_b and head.lora_b is not None:
+        gradients.lora_b = torch.zeros(head.lora_b.shape, dtype=row_dtype(x.dtype), device=device)
+    return gradients
+
+
+def _logits(x: Tensor, head: Head, *, out: Tensor) -> Tensor | None:
+    """Writes the head's output into `out`; returns x lora_a^T, which the gradients need again."""
+    if head.bias is None:
+        torch.mm(x, head.weight.t(), out=out)
+    else:
+        torch.addmm(head.bias, x, head.weight.t(), out=out)
+    if head.lora_a is None or head.lora_b is None:
+        return None
+    low_rank = x @ head.lora_a.t()
+    out.addmm_(low_rank, head.lora_b.t(), alpha=head.lora_scale)
+    return low_rank
+
+
+def _input_gradient(dlogits: Tensor, head: Head, *, out: Tensor) -> None:
+    torch.mm(dlogits, head.weight, out=out)
+    if head.lora_a is not None and head.lora_b is not None:
+        out.addmm_(dlogits @ head.lora_b, head.lora_a, alpha=head.lora_scale)
+
+
+def _add_head_gradients(
+    gradients: Gradients, dlogits: Tensor, x: Tensor, low_rank: Tensor | None, head: Head, *, first: bool
+) -> None:
+    if gradients.weight is not None:
+        _add_weight_gradient(gradients.weight, dlogits, x, first=first)
+    if gradients.bias is not None:
+        gradients.bias += dlogits.sum(0, dtype=gradients.bias.dtype)
+    if gradients.lora_a is not None and head.lora_b is not None:
+        gradients.lora_a += ((dlogits @ head.lora_b).t() @ x).mul_(head.lora_scale)
+    if gradients.lora_b is not None and low_rank is not None:
+        gradients.lora_b += (dlogits.t() @ low_rank).mul_(head.lora_scale)
+
+
+def _add_weight_gradient(total: Tensor, dlogits: Tensor, x: Tensor, *, first: bool) -> None:
+    if total.dtype == dlogits.dtype:
+        if first:
+            torch.mm(dlogits.t(), x, out=total)
+        else:
+            torch.addmm(total, dlogits.t(), x, out=total)
+        return
+    block = max(1, _PARTIAL_BYTES // (x.shape[1] * dlogits.dtype.itemsize))
+    for start in range(0, total.shape[0], block):
+        part = slice(start, start + block)
+        partial = dlogits[:, part].t() @ x
+        if first:
+            total[part].copy_(partial)
+        else:
+            total[part].add_(partial)

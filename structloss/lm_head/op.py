@@ -1,0 +1,368 @@
+"""The torch.library operators behind the LM-head loss: registration, shapes, autograd.
+
+Three operators of the namespace `structloss`:
+
+    linear_cross_entropy           loss, per-token outputs and, as asked, the gradients of the loss in the
+    same pass linear_cross_entropy_backward  the gradients for an upstream vector known only in the backward:
+    recomputes logits scale_gradient                 a stored gradient times the upstream scalar or, row by
+    row, the upstream vector
+
+Autograd runs above the operators, so they cannot see what needs a gradient: the caller says it in `needs`.
+No output shape depends on data: per-token outputs are (N,), the input's gradient is (N, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from structloss.lm_head.chunks import Gradients, Head, Needs, accumulator_dtype, head_pass
+from structloss.lm_head.kept_rows import effective_weight, keep_mask, keep_rows
+from structloss.lm_head.row_pass import RowFormula, row_dtype
+
+_SECOND_ORDER = (
+    "structloss.linear_cross_entropy has a first derivative only: its gradient is made in the forward pass; "
+    "use backend='reference' for higher derivatives"
+)
+# Rows of a stored gradient scaled at a time, so that a bfloat16 gradient needs no float32 copy of itself.
+_SCALE_ROWS = 1024
+
+Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Backward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def forward_pass(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    class_weight: Tensor | None,
+    token_weight: Tensor | None,
+    denominator: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    lora_scale: float,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    negative: str,
+    divisor: float | None,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    num_valid: int | None,
+    check_targets: bool,
+    chunk_bytes: int | None,
+    needs: Sequence[bool],
+    wants: Sequence[bool],
+) -> Forward:
+    """loss () or (N,), gradients of input, weight, bias, lora_a, lora_b (empty where `needs` is False; those
+    of the head in their accumulator type), then logprob, lse, entropy, argmax (N,) (empty where `wants` is
+    False).
+    """
+    asked = Needs(*needs)
+    dtype = row_dtype(input.dtype)
+    with torch.autocast(input.device.type, enabled=False):
+        classes = None if class_weight is None else class_weight.to(dtype)
+        rows = keep_rows(
+            target,
+            token_weight,
+            classes,
+            vocab=weight.shape[0],
+            dtype=dtype,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            negative=negative,
+            denominator=divisor if denominator is None else denominator,
+            num_valid=num_valid,
+            check_targets=check_targets,
+        )
+        results, gradients = head_pass(
+            input,
+            Head(weight, bias, lora_a, lora_b, lora_scale),
+            rows,
+            RowFormula(classes, label_smoothing, z_loss, softcap, logit_scale),
+            asked,
+            None,
+            entropy=wants[2],
+            argmax=wants[3],
+            accumulate=_accumulator(input, weight, chunk_bytes),
+            chunk_bytes=chunk_bytes,
+        )
+        total = input.shape[0]
+        if reduction == "none":
+            loss = _spread(results.loss * rows.scale, rows.index, total, 0)
+        else:
+            loss = results.loss.sum() * rows.scale
+        statistics = (results.logprob, results.lse, results.entropy, results.argmax)
+        fills = (0, 0, 0, -1)
+        per_token = [
+            _spread(value, rows.index, total, fill) if wanted and value is not None else _empty(input, dtype)
+            for value, wanted, fill in zip(statistics, wants, fills, strict=True)
+        ]
+        if not wants[3]:
+            per_token[3] = _empty(input, torch.int64)
+    loss_and_gradients = (loss, *_gradient_outputs(gradients, input, weight, chunk_bytes))
+    return (*loss_and_gradients, per_token[0], per_token[1], per_token[2], per_token[3])
+
+
+def backward_pass(
+    upstream: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    class_weight: Tensor | None,
+    token_weight: Tensor | None,
+    denominator: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    lora_scale: float,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    negative: str,
+    divisor: float | None,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    num_valid: int | None,
+    chunk_bytes: int | None,
+    needs: Sequence[bool],
+) -> Backward:
+    """Gradients for an upstream gradient () or (N,), which is folded into the logits' gradient before the
+    GEMMs.
+    """
+    dtype = row_dtype(input.dtype)
+    with torch.autocast(input.device.type, enabled=False):
+        upstream = upstream.to(dtype)
+        classes = None if class_weight is None else class_weight.to(dtype)
+        rows = keep_rows(
+            target,
+            token_weight,
+            classes,
+            vocab=weight.shape[0],
+            dtype=dtype,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            negative=negative,
+            denominator=divisor if denominator is None else denominator,
+            num_valid=num_valid,
+            check_targets=False,
+            upstream=upstream,
+        )
+        if upstream.dim() == 1 and rows.index is not None:
+            upstream = upstream.index_select(0, rows.index)
+        _, gradients = head_pass(
+            input,
+            Head(weight, bias, lora_a, lora_b, lora_scale),
+            rows,
+            RowFormula(classes, label_smoothing, z_loss, softcap, logit_scale),
+            Needs(*needs),
+            upstream,
+            entropy=False,
+            argmax=False,
+            accumulate=_accumulator(input, weight, chunk_bytes),
+            chunk_bytes=chunk_bytes,
+        )
+    return _gradient_outputs(gradients, input, weight, chunk_bytes)
+
+
+def scale_gradient_pass(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient * scale in `dtype`; a one-dimensional scale multiplies the rows."""
+    result = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
+    factor = scale if scale.dim() == 0 else scale.view(-1, *[1] * (gradient.dim() - 1))
+    for start in range(0, gradient.shape[0], _SCALE_ROWS):
+        part = slice(start, start + _SCALE_ROWS)
+        # A tensor of the gradient's rank keeps float32 factors float32 beside bfloat16 gradients.
+        rows = factor.view([1] * gradient.dim()) if scale.dim() == 0 else factor[part]
+        torch.mul(gradient[part], rows, out=result[part])
+    return result
+
+
+linear_cross_entropy_op = torch.library.custom_op(
+    "structloss::linear_cross_entropy", forward_pass, mutates_args=()
+)
+linear_cross_entropy_backward_op = torch.library.custom_op(
+    "structloss::linear_cross_entropy_backward", backward_pass, mutates_args=()
+)
+scale_gradient_op = torch.library.custom_op(
+    "structloss::scale_gradient", scale_gradient_pass, mutates_args=()
+)
+
+
+def _accumulator(input: Tensor, weight: Tensor, chunk_bytes: int | None) -> torch.dtype:
+    return accumulator_dtype(
+        input.shape[0], weight.shape[0], input.dtype, input.device.type, chunk_bytes=chunk_bytes
+    )
+
+
+def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    return like.new_empty(0, dtype=dtype)
+
+
+def _spread(values: Tensor, index: Tensor | None, total: int, fill: int) -> Tensor:
+    """Puts the kept rows back among all `total` rows."""
+    if index is None:
+        return values
+    return values.new_full((total,), fill).index_copy_(0, index, values)
+
+
+def _gradient_outputs(
+    gradients: Gradients, input: Tensor, weight: Tensor, chunk_bytes: int | None
+) -> Backward:
+    narrow, dtype = input.dtype, row_dtype(input.dtype)
+    types = (narrow, _accumulator(input, weight, chunk_bytes), dtype, dtype, dtype)
+    values = (gradients.input, gradients.weight, gradients.bias, gradients.lora_a, gradients.lora_b)
+    made = [_empty(input, t) if value is None else value for value, t in zip(values, types, strict=True)]
+    return (made[0], made[1], made[2], made[3], made[4])
+
+
+def _fake_gradients(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    chunk_bytes: int | None,
+    needs: Sequence[bool],
+) -> Backward:
+    dtype = row_dtype(input.dtype)
+    # The accumulator type compares row counts, which a symbolic size answers with a guard: asked only where
+    # needed.
+    wide = _accumulator(input, weight, chunk_bytes)
+    sources = (input, weight, bias, lora_a, lora_b)
+    types = (input.dtype, wide, dtype, dtype, dtype)
+    made = [
+        input.new_empty(source.shape if needed and source is not None else (0,), dtype=t)
+        for source, needed, t in zip(sources, needs, types, strict=True)
+    ]
+    return (made[0], made[1], made[2], made[3], made[4])
+
+
+@linear_cross_entropy_op.register_fake
+def _(input: Tensor, weight: Tensor, target: Tensor, *args: Any) -> Forward:
+    bias, lora_a, lora_b, reduction = args[0], args[4], args[5], args[7]
+    chunk_bytes, needs, wants = args[-3], args[-2], args[-1]
+    total, dtype = input.shape[0], row_dtype(input.dtype)
+    loss = input.new_empty((total,) if reduction == "none" else (), dtype=dtype)
+    types = (dtype, dtype, dtype, torch.int64)
+    per_token = [
+        input.new_empty((total if wanted else 0,), dtype=t) for wanted, t in zip(wants, types, strict=True)
+    ]
+    gradients = _fake_gradients(input, weight, bias, lora_a, lora_b, chunk_bytes, needs)
+    return (loss, *gradients, per_token[0], per_token[1], per_token[2], per_token[3])
+
+
+@linear_cross_entropy_backward_op.register_fake
+def _(upstream: Tensor, input: Tensor, weight: Tensor, target: Tensor, *args: Any) -> Backward:
+    return _fake_gradients(input, weight, args[0], args[4], args[5], args[-2], args[-1])
+
+
+@scale_gradient_op.register_fake
+def _(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+# Positions of the differentiable arguments among the operator's inputs: input, weight, bias, lora_a, lora_b.
+_DIFFERENTIABLE = (0, 1, 3, 7, 8)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Forward) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    (input, weight, target, bias, class_weight, token_weight, denominator, lora_a, lora_b) = inputs[:9]
+    ctx.settings = inputs[9:]
+    needs = inputs[-2]
+    ctx.dtypes = [None if inputs[i] is None else inputs[i].dtype for i in _DIFFERENTIABLE]
+    ctx.made_in_forward = any(needs)
+    ctx.made = list(needs)
+    if not ctx.made_in_forward:
+        ctx.save_for_backward(
+            input, weight, target, bias, class_weight, token_weight, denominator, lora_a, lora_b
+        )
+    elif output[0].dim() == 0:
+        ctx.save_for_backward(*output[1:6])
+    else:
+        ctx.save_for_backward(output[1], target, token_weight)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    result: list[Tensor | None] = [None] * (9 + len(ctx.settings))
+    if grad_loss is None:
+        return tuple(result)
+    if ctx.made_in_forward:
+        gradients = _scale_stored(ctx, grad_loss)
+    else:
+        gradients = _recompute(ctx, grad_loss)
+    for position, gradient, needed in zip(
+        _DIFFERENTIABLE, gradients, [ctx.needs_input_grad[i] for i in _DIFFERENTIABLE], strict=True
+    ):
+        result[position] = gradient if needed else None
+    return tuple(result)
+
+
+def _scale_stored(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
+    if grad_loss.dim() == 1:
+        grad_input, target, token_weight = ctx.saved_tensors
+        settings = ctx.settings
+        ignore_index, negative = settings[2], settings[4]
+        weight = effective_weight(token_weight, negative, grad_loss.dtype)
+        # A dropped token's gradient is zero whatever comes from above, infinities included.
+        upstream = grad_loss.masked_fill(~keep_mask(target, weight, ignore_index), 0.0)
+        return [_scaled(grad_input, upstream, ctx.dtypes[0]), None, None, None, None]
+    return [
+        _scaled(gradient, grad_loss, dtype) if made else None
+        for gradient, dtype, made in zip(ctx.saved_tensors, ctx.dtypes, ctx.made, strict=True)
+    ]
+
+
+def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient * scale, without a second buffer where the stored gradient is not needed again."""
+    if gradient.dtype == dtype and scale.dim() == 0 and type(gradient) is Tensor and _graph_is_freed():
+        if scale.device.type != "cpu":
+            return torch.mul(gradient, scale.view([1] * gradient.dim()), out=gradient)
+        factor = scale.item()
+        return gradient if factor == 1.0 else gradient.mul_(factor)
+    if torch.is_grad_enabled():
+        # create_graph: the stored gradient is a constant to autograd, and a second derivative through it
+        # would be silently 0. As a leaf of its own it leads there to the operator's refusal.
+        gradient = gradient.detach().requires_grad_()
+    scaled: Tensor = scale_gradient_op(gradient, scale, dtype)
+    return scaled
+
+
+def _graph_is_freed() -> bool:
+    """True in a backward that does not keep its graph: only then may a stored gradient be handed out or
+    changed.
+    """
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keeps is not None and not torch.is_grad_enabled() and not keeps()
+
+
+def _recompute(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
+    needs = [ctx.needs_input_grad[i] for i in _DIFFERENTIABLE]
+    settings = ctx.settings
+    made = linear_cross_entropy_backward_op(
+        grad_loss,
+        *ctx.saved_tensors,
+        *settings[:10],  # lora_scale ... num_valid
+        settings[11],  # chunk_bytes
+        needs,
+    )
+    return [
+        gradient.to(dtype) if needed else None
+        for gradient, dtype, needed in zip(made, ctx.dtypes, needs, strict=True)
+    ]
+
+
+def _no_second_order(ctx: Any, *grads: Tensor | None) -> None:
+    raise RuntimeError(_SECOND_ORDER)
+
+
+linear_cross_entropy_op.register_autograd(_backward, setup_context=_save_for_backward)
+linear_cross_entropy_backward_op.register_autograd(_no_second_order)
+scale_gradient_op.register_autograd(_no_second_order)

@@ -1,0 +1,82 @@
+"""L_align, "CTC for trees": the likelihood of the teacher's tree under node kinds read from the hidden states."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from structloss.tree_alignment import soft_tree_edit_distance
+from structloss.trees import TreeBatch
+
+
+class AlignmentHead(nn.Module):
+    """Scores node kinds and a blank from the hidden state before a node's first token.
+
+    With ``p(. | h_i)`` the softmax over kinds and blank at student node i,
+
+        delete_i = -log p(blank | h_i)
+        insert_j = -log rho
+        C_ij     = -log p(kind_j | h_i) - log(1 - rho)
+        loss     = sum over rows of TED_soft(temperature 1) / sum of teacher nodes
+
+    so ``exp(-TED_soft)`` is the probability of the teacher's tree, summed over all mappings that keep order and
+    ancestry: never above 1, hence the loss is never negative. The gradient to the logits of node i is
+    ``p(. | h_i) - [sum_j P_ij onehot(kind_j) + (1 - sum_j P_ij) onehot(blank)]``.
+
+    Where the student's tree is the teacher's own (no code of the student is known yet) the term is a
+    classification of node kinds. Nodes without tokens (a signature that stands in the prompt, say) have no
+    hidden state; they are left out of both trees.
+
+    Args:
+        hidden_size: D.
+        num_kinds: size of the kind vocabulary, see `structloss.trees.num_kinds`.
+        rho: probability of an insertion, in (0, 1).
+
+    Shapes: hidden (B, T, D); student_hidden_index (B, N); the value is a float32 scalar.
+    """
+
+    def __init__(self, hidden_size: int, num_kinds: int, *, rho: float = 0.1) -> None:
+        super().__init__()
+        if not 0.0 < rho < 1.0:
+            raise ValueError(f"rho: wants a probability in (0, 1), got {rho}")
+        self.rho = rho
+        self.num_kinds = num_kinds
+        self.kinds = nn.Linear(hidden_size, num_kinds + 1)
+
+    def costs(
+        self, logits: torch.Tensor, has_state: torch.Tensor, teacher: TreeBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Relabel (B, N, M), delete (B, N) and insert (B, M) from logits (B, N, kinds + 1), blank last."""
+        logprob = logits.float().log_softmax(-1)
+        kinds = teacher.kind.clamp_min(0)
+        rows, nodes = logprob.shape[:2]
+        relabel = logprob.gather(2, kinds.unsqueeze(1).expand(rows, nodes, kinds.shape[1]))
+        teacher_has_tokens = teacher.token_span[..., 0] >= 0
+        allowed = has_state.unsqueeze(2) & teacher_has_tokens.unsqueeze(1)
+        relabel = torch.where(allowed, -relabel - math.log(1.0 - self.rho), torch.inf)
+        delete = torch.where(has_state, -logprob[..., -1], 0.0)
+        insert = torch.where(teacher_has_tokens, -math.log(self.rho), 0.0)
+        return relabel, delete, insert
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        student: TreeBatch,
+        student_hidden_index: torch.Tensor,
+        teacher: TreeBatch,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss; `rows` (B,) bool chooses the rows that count."""
+        has_state = student_hidden_index >= 0
+        index = student_hidden_index.clamp_min(0).unsqueeze(2).expand(-1, -1, hidden.shape[2])
+        logits = self.kinds(hidden.gather(1, index))
+        relabel, delete, insert = self.costs(logits, has_state, teacher)
+        distance = soft_tree_edit_distance(
+            student, teacher, relabel=relabel, delete=delete, insert=insert, temperature=1.0
+        )
+        nodes = (teacher.token_span[..., 0] >= 0).sum(1)
+        if rows is not None:
+            distance, nodes = torch.where(rows, distance, 0.0), torch.where(rows, nodes, 0)
+        return distance.sum() / nodes.sum().clamp_min(1)

@@ -1,0 +1,104 @@
+"""What the structure-aware loss needs to know about a batch, beside the model's own inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from structloss.trees import TreeBatch
+
+PROMPT, REASONING, CODE = 0, 1, 2
+IGNORE_INDEX = -100
+
+
+@dataclass
+class StructureBatch:
+    """Labels, regions and trees of one batch.
+
+    Args:
+        labels: (B, T) int64, not shifted (position t holds token t, as in transformers); -100 = ignored.
+        regions: (B, T) int64: 0 prompt or padding, 1 reasoning, 2 code.
+        token_node: (B, T) int64: innermost teacher node of token t, -1 = none.
+        teacher: trees of the teacher's code, B of them, with token spans.
+        student: trees of the student's own code, or None.
+        student_hidden_index: (B, N) int64: position of the hidden state just before the first token of the
+            student's node, -1 = the node has no token. Wanted with `student`.
+        group_id: (B,) int64: rows of one problem share an id, -1 = in no group. Needs `passed`.
+        passed: (B,) bool: whether the row's code passes its problem's tests.
+        topk: stored teacher log-probabilities for a distillation term; carried, not used by this version.
+        confidence: (B,) float32: how far the student's tree can be trusted, 1 - its share of broken bytes;
+            0 where the student's code is not known and the teacher's tree stands in. Default: from `student`.
+
+    Raises:
+        ValueError: shapes that do not fit together, `student` without `student_hidden_index`,
+            `group_id` without `passed`.
+    """
+
+    labels: torch.Tensor
+    regions: torch.Tensor
+    token_node: torch.Tensor
+    teacher: TreeBatch
+    student: TreeBatch | None = None
+    student_hidden_index: torch.Tensor | None = None
+    group_id: torch.Tensor | None = None
+    passed: torch.Tensor | None = None
+    topk: object | None = None
+    confidence: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels.dim() != 2:
+            raise ValueError(f"labels: wants shape (batch, tokens), got {tuple(self.labels.shape)}")
+        for name in ("regions", "token_node"):
+            shape = tuple(getattr(self, name).shape)
+            if shape != tuple(self.labels.shape):
+                raise ValueError(f"{name}: wants the shape of labels {tuple(self.labels.shape)}, got {shape}")
+        rows = self.labels.shape[0]
+        for name in ("teacher", "student"):
+            trees = getattr(self, name)
+            if trees is not None and len(trees) != rows:
+                raise ValueError(f"{name}: wants one tree a row ({rows}), got {len(trees)}")
+        if (self.student is None) != (self.student_hidden_index is None):
+            raise ValueError("student and student_hidden_index: give both or neither")
+        if self.student is not None and self.student_hidden_index is not None:
+            wanted, got = tuple(self.student.label.shape), tuple(self.student_hidden_index.shape)
+            if wanted != got:
+                raise ValueError(f"student_hidden_index: wants the student's (B, N) = {wanted}, got {got}")
+            if self.confidence is None:
+                self.confidence = 1.0 - self.student.error_share
+        if (self.group_id is None) != (self.passed is None):
+            raise ValueError("group_id and passed: the pathway loss needs both, give both or neither")
+        for name in ("group_id", "passed", "confidence"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != (rows,):
+                raise ValueError(f"{name}: wants shape ({rows},), got {tuple(value.shape)}")
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> StructureBatch:
+        """The same batch on another device."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
+            elif isinstance(value, TreeBatch):
+                moved[field.name] = value.to(device)
+        return replace(self, **moved)
+
+    def pin_memory(self) -> StructureBatch:
+        """Pinned copies, for asynchronous transfers (torch's DataLoader calls this)."""
+        pinned: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (torch.Tensor, TreeBatch)):
+                pinned[field.name] = value.pin_memory()
+        return replace(self, **pinned)
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+def first_token_hidden_index(trees: TreeBatch) -> torch.Tensor:
+    """(B, N) position of the hidden state just before each node's first token, -1 where there is none."""
+    first = trees.token_span[..., 0]
+    return torch.where(first > 0, first - 1, torch.full_like(first, -1))

@@ -1,0 +1,157 @@
+"""From texts to batches: tokens with their regions, the teacher's tree, and the padding of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from structloss.losses.batch import CODE, IGNORE_INDEX, PROMPT, REASONING, StructureBatch
+from structloss.trees import Tree, TreeBatch, innermost_nodes, parse, token_byte_spans
+
+REGIONS = {"prompt": PROMPT, "reasoning": REASONING, "code": CODE}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised training example with its syntax tree; T tokens.
+
+    id: names the sample (the cache of the student's own code is keyed by it).
+    input_ids: (T,) int32. regions: (T,) int8, see `StructureBatch`.
+    token_bytes: (T, 2) int64 byte span of each token in the tree's source, -1 = not in it.
+    token_node: (T,) int64 innermost node of each token, -1 = none.
+    tree: of `code_prefix` + code. code_prefix: the part of the program that stands in the prompt.
+    group_id, passed: for the pathway loss; -1 and None = in no group.
+    """
+
+    id: str
+    input_ids: np.ndarray
+    regions: np.ndarray
+    token_bytes: np.ndarray
+    token_node: np.ndarray
+    tree: Tree
+    code_prefix: str = ""
+    group_id: int = -1
+    passed: bool | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode_example(
+    tokenizer: Any,
+    segments: Sequence[tuple[str, str]],
+    *,
+    id: str,
+    code_prefix: str = "",
+    language: str = "python",
+    group_id: int = -1,
+    passed: bool | None = None,
+) -> Example:
+    """Tokenise one example and parse its code.
+
+    The segments are joined and tokenised at once, as at generation time; a token belongs to the segment that
+    holds its last character. An end-of-text token of the code is written into the text as such.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers (offsets are needed).
+        segments: (region, text) in order; region is "prompt", "reasoning" or "code". The code segments together
+            are the program, after `code_prefix`.
+        id: names the sample.
+        code_prefix: the part of the program that stands in the prompt already, such as the signature.
+
+    Raises:
+        ValueError: a tokenizer without offsets, an unknown region, an example without code tokens.
+
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError("tokenizer: wants a fast tokenizer, whose offsets tie tokens to syntax nodes")
+    bounds: list[int] = []
+    kinds: list[int] = []
+    for region, text in segments:
+        if region not in REGIONS:
+            raise ValueError(f"segments: unknown region {region!r}, wants one of {sorted(REGIONS)}")
+        bounds.append((bounds[-1] if bounds else 0) + len(text))
+        kinds.append(REGIONS[region])
+    text = "".join(part for _, part in segments)
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    last_character = np.maximum(offsets[:, 1] - 1, 0)
+    segment = np.searchsorted(np.asarray(bounds), last_character, side="right")
+    regions = np.asarray(kinds, dtype=np.int8)[np.minimum(segment, len(kinds) - 1)]
+    if not (regions == CODE).any():
+        raise ValueError(f"segments: example {id!r} has no code token")
+
+    special = set(tokenizer.all_special_ids)
+    in_code = (regions == CODE) & ~np.isin(encoded["input_ids"], list(special))
+    starts = [end - len(part) for end, (_, part) in zip(bounds, segments, strict=True)]
+    code_starts = [start for start, kind in zip(starts, kinds, strict=True) if kind == CODE]
+    code_text = "".join(part for region, part in segments if region == "code")
+    for token in tokenizer.all_special_tokens:
+        code_text = code_text.removesuffix(token)
+    if len(code_starts) != 1:
+        raise ValueError(f"segments: wants exactly one code segment, example {id!r} has {len(code_starts)}")
+    relative = np.clip(offsets - code_starts[0], 0, len(code_text))
+    spans = token_byte_spans(code_text, relative)
+    prefix_bytes = len(code_prefix.encode())
+    token_bytes = np.where(in_code[:, None] & (spans >= 0), spans + prefix_bytes, -1)
+    tree = parse(code_prefix + code_text, language)
+    return Example(
+        id=id,
+        input_ids=np.asarray(encoded["input_ids"], dtype=np.int32),
+        regions=regions,
+        token_bytes=token_bytes,
+        token_node=innermost_nodes(tree, token_bytes),
+        tree=tree,
+        code_prefix=code_prefix,
+        group_id=group_id,
+        passed=passed,
+    )
+
+
+class StructureCollator:
+    """Pads examples to a batch: `input_ids`, `attention_mask`, `structure` (a `StructureBatch`) and `examples`.
+
+    Labels are the tokens of the reasoning and the code; the prompt and the padding are ignored.
+
+    Args:
+        pad_token_id: id to pad with.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        rows, width = len(examples), max(len(example) for example in examples)
+        input_ids = np.full((rows, width), self.pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros((rows, width), dtype=np.int64)
+        labels = np.full((rows, width), IGNORE_INDEX, dtype=np.int64)
+        regions = np.zeros((rows, width), dtype=np.int64)
+        token_node = np.full((rows, width), -1, dtype=np.int64)
+        for row, example in enumerate(examples):
+            tokens = len(example)
+            input_ids[row, :tokens] = example.input_ids
+            attention_mask[row, :tokens] = 1
+            labels[row, :tokens] = np.where(example.regions == PROMPT, IGNORE_INDEX, example.input_ids)
+            regions[row, :tokens] = example.regions
+            token_node[row, :tokens] = example.token_node
+        grouped = any(example.passed is not None for example in examples)
+        structure = StructureBatch(
+            labels=torch.from_numpy(labels),
+            regions=torch.from_numpy(regions),
+            token_node=torch.from_numpy(token_node),
+            teacher=TreeBatch.from_trees(
+                [example.tree for example in examples], tokens=[example.token_bytes for example in examples]
+            ),
+            group_id=torch.tensor([example.group_id for example in examples]) if grouped else None,
+            passed=torch.tensor([example.passed is not False for example in examples]) if grouped else None,
+        )
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(attention_mask),
+            "structure": structure,
+            "examples": list(examples),
+        }

@@ -1,0 +1,266 @@
+"""The structure-aware loss: weighted tokens, tree alignment and solution pathways in one module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from structloss.lm_head import linear_cross_entropy
+from structloss.losses.alignment_head import AlignmentHead
+from structloss.losses.batch import CODE, IGNORE_INDEX, StructureBatch, first_token_hidden_index
+from structloss.losses.pathway import distance_to_right, pathway_loss
+from structloss.losses.schedule import Shape, ramp
+from structloss.losses.token_weights import (
+    gather_node_values,
+    region_weights,
+    structural_factors,
+    structural_gap,
+)
+
+
+@dataclass
+class StructureLossOutput:
+    """loss: scalar to differentiate; terms: each term's own value (unweighted, detached); metrics: what to log;
+    argmax: (B, T) int64 token that the student preferred at position t, -1 where it was not computed."""
+
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    metrics: dict[str, torch.Tensor]
+    argmax: torch.Tensor
+
+
+class _Targets(NamedTuple):
+    """Per position: what the hidden state there predicts (the batch's arrays, shifted left by one)."""
+
+    target: torch.Tensor
+    regions: torch.Tensor
+    token_node: torch.Tensor
+    imitated: torch.Tensor  # (B,) bool: rows whose code the student should write
+
+
+def _shift_left(values: torch.Tensor, fill: int) -> torch.Tensor:
+    return torch.cat([values[:, 1:], torch.full_like(values[:, :1], fill)], dim=1)
+
+
+class StructureAwareLoss(nn.Module):
+    """``L = L_token + a(progress) * lambda_align * L_align + lambda_path * L_path``.
+
+    L_token is cross-entropy with the weights ``w_t = region weight * u_t / mean(u over the row's code)`` and
+    ``u_t = 1 + a(progress) * alpha * gap[node(t)] * (1 - p_t)``, see `structural_gap`; L_align is `AlignmentHead`;
+    L_path is `pathway_loss`. A term with weight 0 is not computed. Rows that failed their tests
+    (`batch.passed` false) are never imitated: they count in L_path alone.
+
+    A reconstruction of the idea of "Reasoning Distillation and Structural Alignment for Improved Code
+    Generation" (arXiv 2510.17598), whose exact loss is not public.
+
+    Args:
+        reasoning_weight, code_weight: region weights of L_token; the prompt has weight 0.
+        alpha: strength of the gap in the token weights; 0 = plain weighted cross-entropy.
+        gap_temperature, same_kind: see `structural_gap` and `relabel_costs`.
+        lambda_align: weight of L_align; above 0 it wants `hidden_size` and `num_kinds`.
+        lambda_path: weight of L_path.
+        path_beta, path_margin, path_margin_per_distance: see `pathway_loss`.
+        ramp_shape, ramp_end: a(progress), see `ramp`.
+        rho: see `AlignmentHead`.
+
+    Raises:
+        ValueError: negative weights, or an alignment term without the sizes of its head.
+    """
+
+    def __init__(
+        self,
+        *,
+        reasoning_weight: float = 1.0,
+        code_weight: float = 1.0,
+        alpha: float = 1.0,
+        gap_temperature: float = 0.25,
+        same_kind: float = 0.5,
+        lambda_align: float = 0.0,
+        lambda_path: float = 0.0,
+        path_beta: float = 10.0,
+        path_margin: float = 0.5,
+        path_margin_per_distance: float = 2.0,
+        ramp_shape: Shape = "linear",
+        ramp_end: float = 0.5,
+        hidden_size: int | None = None,
+        num_kinds: int | None = None,
+        rho: float = 0.1,
+    ) -> None:
+        super().__init__()
+        weights = {
+            "reasoning_weight": reasoning_weight,
+            "code_weight": code_weight,
+            "alpha": alpha,
+            "lambda_align": lambda_align,
+            "lambda_path": lambda_path,
+        }
+        for name, value in weights.items():
+            if not value >= 0.0:
+                raise ValueError(f"{name}: wants a number >= 0, got {value}")
+        ramp(0.0, shape=ramp_shape, end=ramp_end)
+        self.reasoning_weight = reasoning_weight
+        self.code_weight = code_weight
+        self.alpha = alpha
+        self.gap_temperature = gap_temperature
+        self.same_kind = same_kind
+        self.lambda_align = lambda_align
+        self.lambda_path = lambda_path
+        self.path_beta = path_beta
+        self.path_margin = path_margin
+        self.path_margin_per_distance = path_margin_per_distance
+        self.ramp_shape: Shape = ramp_shape
+        self.ramp_end = ramp_end
+        self.align: AlignmentHead | None = None
+        if lambda_align > 0.0:
+            if hidden_size is None or num_kinds is None:
+                raise ValueError("lambda_align: the alignment head wants hidden_size and num_kinds as well")
+            self.align = AlignmentHead(hidden_size, num_kinds, rho=rho)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        batch: StructureBatch,
+        *,
+        progress: float,
+        bias: torch.Tensor | None = None,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        denominator: torch.Tensor | float | None = None,
+    ) -> StructureLossOutput:
+        """The loss of one batch.
+
+        Args:
+            hidden: (B, T, D) last hidden states, position t predicts token t + 1.
+            weight: (V, D) LM head; bias: (V,) or None.
+            batch: labels, regions and trees.
+            progress: share of training done, in [0, 1].
+            softcap, logit_scale: as the model applies them to its logits.
+            denominator: divides L_token's sum; default the sum of region weights in this batch. Under gradient
+                accumulation give the whole step's sum.
+
+        Raises:
+            ValueError: hidden states that do not fit the labels; a pathway term without `group_id`.
+        """
+        if hidden.dim() != 3 or hidden.shape[:2] != batch.labels.shape:
+            raise ValueError(
+                f"hidden: wants (B, T, D) with (B, T) = {tuple(batch.labels.shape)} as the labels, "
+                f"got {tuple(hidden.shape)}"
+            )
+        if self.lambda_path > 0.0 and batch.group_id is None:
+            raise ValueError("batch.group_id: the pathway term (lambda_path > 0) wants group_id and passed")
+        structural = ramp(progress, shape=self.ramp_shape, end=self.ramp_end)
+        shifted = self._targets(batch)
+        base = region_weights(shifted.regions, reasoning=self.reasoning_weight, code=self.code_weight)
+        base = base * ((shifted.target != IGNORE_INDEX) & shifted.imitated.unsqueeze(1))
+        if denominator is None:
+            denominator = base.sum().clamp_min(1e-6)
+
+        strength = structural * self.alpha
+        metrics: dict[str, torch.Tensor] = {}
+        terms: dict[str, torch.Tensor] = {}
+        weighted_by_gap = strength > 0.0 and batch.student is not None
+        head = {"linear_bias": bias, "softcap": softcap, "logit_scale": logit_scale}
+        if weighted_by_gap or self.lambda_path > 0.0:
+            # The weights depend on the student's probabilities: loss per token now, rows scaled in backward.
+            result = linear_cross_entropy(hidden, weight, shifted.target, reduction="none", outputs=("argmax",), **head)
+            nll = result.loss
+            weights = base
+            if weighted_by_gap:
+                weights = base * self._structural_factors(batch, shifted, (-nll).exp(), strength, metrics)
+            token_loss = (weights * nll).sum() / denominator
+        else:
+            result = linear_cross_entropy(
+                hidden,
+                weight,
+                shifted.target,
+                token_weight=base,
+                denominator=denominator,
+                outputs=("argmax",),
+                **head,
+            )
+            token_loss = result.loss
+        loss = token_loss
+        terms["token"] = token_loss.detach()
+
+        if self.align is not None and structural > 0.0:
+            align_loss = self._align(hidden, batch, shifted.imitated)
+            loss = loss + structural * self.lambda_align * align_loss
+            terms["align"] = align_loss.detach()
+        if self.lambda_path > 0.0:
+            path_loss, groups = self._pathway(batch, shifted, nll)
+            loss = loss + self.lambda_path * path_loss
+            terms["path"] = path_loss.detach()
+            metrics["path_groups"] = torch.tensor(float(groups))
+
+        preferred = result.argmax
+        assert preferred is not None
+        right = (preferred == shifted.target) & (base > 0)
+        is_code = (shifted.regions == CODE) & (base > 0)
+        metrics["token_accuracy"] = right.sum() / (base > 0).sum().clamp_min(1)
+        metrics["code_accuracy"] = (right & is_code).sum() / is_code.sum().clamp_min(1)
+        first = torch.full_like(preferred[:, :1], -1)
+        argmax = torch.cat([first, preferred[:, :-1]], dim=1)
+        return StructureLossOutput(loss, terms, metrics, argmax)
+
+    def _targets(self, batch: StructureBatch) -> _Targets:
+        target = _shift_left(batch.labels, IGNORE_INDEX)
+        regions = _shift_left(batch.regions, 0)
+        imitated = torch.ones(len(batch), dtype=torch.bool, device=target.device)
+        if batch.passed is not None:
+            imitated = batch.passed
+            # A failed row is needed for its code's score at most, and only by the pathway term.
+            wanted = imitated.unsqueeze(1) | ((regions == CODE) & (self.lambda_path > 0.0))
+            target = torch.where(wanted, target, IGNORE_INDEX)
+        return _Targets(target, regions, _shift_left(batch.token_node, -1), imitated)
+
+    def _structural_factors(
+        self,
+        batch: StructureBatch,
+        shifted: _Targets,
+        prob: torch.Tensor,
+        strength: float,
+        metrics: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        assert batch.student is not None
+        assert batch.confidence is not None
+        gap = structural_gap(
+            batch.student,
+            batch.teacher,
+            temperature=self.gap_temperature,
+            same_kind=self.same_kind,
+            confidence=batch.confidence,
+        )
+        is_code = (shifted.regions == CODE) & (shifted.target != IGNORE_INDEX)
+        gap_at_token = gather_node_values(gap, shifted.token_node)
+        nodes = batch.teacher.sizes.sum().clamp_min(1)
+        metrics["gap_mean"] = gap.sum() / nodes
+        metrics["gap_share"] = (gap > 0.5).sum() / nodes
+        metrics["student_confidence"] = batch.confidence.float().mean()
+        return structural_factors(gap_at_token, prob, is_code, strength)
+
+    def _align(self, hidden: torch.Tensor, batch: StructureBatch, rows: torch.Tensor) -> torch.Tensor:
+        assert self.align is not None
+        if batch.student is None or batch.student_hidden_index is None:
+            index = first_token_hidden_index(batch.teacher)
+            return self.align(hidden, batch.teacher, index, batch.teacher, rows)
+        return self.align(hidden, batch.student, batch.student_hidden_index, batch.teacher, rows)
+
+    def _pathway(self, batch: StructureBatch, shifted: _Targets, nll: torch.Tensor) -> tuple[torch.Tensor, int]:
+        assert batch.group_id is not None
+        assert batch.passed is not None
+        is_code = (shifted.regions == CODE) & (shifted.target != IGNORE_INDEX)
+        mean_logprob = -torch.where(is_code, nll, 0.0).sum(1) / is_code.sum(1).clamp_min(1)
+        delta = distance_to_right(batch.teacher, batch.group_id, batch.passed)
+        return pathway_loss(
+            mean_logprob,
+            batch.group_id,
+            batch.passed,
+            delta,
+            beta=self.path_beta,
+            margin=self.path_margin,
+            margin_per_distance=self.path_margin_per_distance,
+        )

@@ -1,0 +1,124 @@
+"""Tree alignment by the compiled CPU kernels (csrc/cpu): checks memory, hands over addresses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    from structloss import _C
+except ImportError as error:  # the extension is optional at run time
+    _C = None  # type: ignore[assignment]
+    import_error: ImportError | None = error
+else:
+    import_error = None
+
+_METHODS = {"exact": 0, "flattened": 1, "auto": 2}
+
+
+def _addresses(
+    relabel: Tensor,
+    delete: Tensor,
+    insert: Tensor,
+    leftmost_a: Tensor,
+    leftmost_b: Tensor,
+    sizes_a: Tensor,
+    sizes_b: Tensor,
+    method: str,
+    max_cells: int,
+) -> tuple[object, list[Tensor]]:
+    """The argument block of the kernels and the tensors that have to outlive the call."""
+    costs = [x.detach().contiguous() for x in (relabel, delete, insert)]
+    trees = [x.contiguous() for x in (leftmost_a, leftmost_b, sizes_a, sizes_b)]
+    batch, width_a, width_b = relabel.shape
+    wanted = {
+        "delete": (costs[1], (batch, width_a), relabel.dtype),
+        "insert": (costs[2], (batch, width_b), relabel.dtype),
+        "leftmost_a": (trees[0], (batch, width_a), torch.int64),
+        "leftmost_b": (trees[1], (batch, width_b), torch.int64),
+        "sizes_a": (trees[2], (batch,), torch.int64),
+        "sizes_b": (trees[3], (batch,), torch.int64),
+        "relabel": (costs[0], (batch, width_a, width_b), relabel.dtype),
+    }
+    if relabel.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"relabel must be float32 or float64, got {relabel.dtype}")
+    for name, (tensor, shape, dtype) in wanted.items():
+        if tensor.device.type != "cpu" or tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"{name} must be a CPU tensor {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+            )
+    block = _C.TreePairAddresses(
+        double_precision=relabel.dtype == torch.float64,
+        batch=batch,
+        width_a=width_a,
+        width_b=width_b,
+        leftmost_a=trees[0].data_ptr(),
+        leftmost_b=trees[1].data_ptr(),
+        sizes_a=trees[2].data_ptr(),
+        sizes_b=trees[3].data_ptr(),
+        relabel=costs[0].data_ptr(),
+        delete=costs[1].data_ptr(),
+        insert=costs[2].data_ptr(),
+        method=_METHODS[method],
+        max_cells=max_cells,
+        threads=torch.get_num_threads(),
+    )
+    return block, costs + trees
+
+
+def soft_tree_alignment(
+    relabel: Tensor,
+    delete: Tensor,
+    insert: Tensor,
+    leftmost_a: Tensor,
+    leftmost_b: Tensor,
+    sizes_a: Tensor,
+    sizes_b: Tensor,
+    temperature: float,
+    method: str,
+    max_cells: int,
+    need_posterior: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Value (B,), posterior (B, N, M) or None, entropy (B,), method index (B,)."""
+    block, kept = _addresses(
+        relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b, method, max_cells
+    )
+    value = relabel.new_empty(relabel.shape[0])
+    entropy = torch.empty_like(value)
+    used = torch.empty(relabel.shape[0], dtype=torch.int64)
+    posterior = relabel.new_zeros(relabel.shape) if need_posterior else None
+    # An empty posterior has no address; it has no entry to fill either.
+    address = 0 if posterior is None else posterior.data_ptr()
+    _C.soft_tree_alignment(block, temperature, value.data_ptr(), address, entropy.data_ptr(), used.data_ptr())
+    del kept
+    return value, posterior, entropy, used
+
+
+def hard_tree_alignment(
+    relabel: Tensor,
+    delete: Tensor,
+    insert: Tensor,
+    leftmost_a: Tensor,
+    leftmost_b: Tensor,
+    sizes_a: Tensor,
+    sizes_b: Tensor,
+    method: str,
+    max_cells: int,
+    need_mapping: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Distance (B,), partners (B, N) and (B, M) or None, method index (B,)."""
+    block, kept = _addresses(
+        relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b, method, max_cells
+    )
+    distance = relabel.new_empty(relabel.shape[0])
+    used = torch.empty(relabel.shape[0], dtype=torch.int64)
+    match_a = torch.full_like(delete, -1, dtype=torch.int64) if need_mapping else None
+    match_b = torch.full_like(insert, -1, dtype=torch.int64) if need_mapping else None
+    if match_a is None or match_b is None:
+        addresses = (0, 0)
+    else:
+        match_a, match_b = match_a.contiguous(), match_b.contiguous()
+        addresses = (match_a.data_ptr(), match_b.data_ptr())
+    _C.hard_tree_alignment(block, distance.data_ptr(), *addresses, used.data_ptr())
+    del kept
+    return distance, match_a, match_b, used

@@ -1,0 +1,17 @@
+"""Syntax trees: source text to post-order arrays, batches of them, and their tokens."""
+
+from .batch import TreeBatch
+from .kinds import kind_names, num_kinds
+from .syntax_tree import Tree, parse
+from .token_spans import innermost_nodes, node_token_spans, token_byte_spans
+
+__all__ = [
+    "Tree",
+    "TreeBatch",
+    "innermost_nodes",
+    "kind_names",
+    "node_token_spans",
+    "num_kinds",
+    "parse",
+    "token_byte_spans",
+]

@@ -1,0 +1,1 @@
+"""The application: distill a teacher's traces into a small code model and measure it."""

@@ -1,0 +1,120 @@
+"""The command line: python -m training VERB RECIPE [section.name=value ...]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from training.config import ConfigError, RunConfig, load_config
+
+EXAMPLES = """examples:
+  python -m training distill training/recipes/kata.yaml                      everything, with a report at the end
+  python -m training distill training/recipes/kata.yaml seed=1               another seed, in a folder of its own
+  python -m training train training/recipes/kata.yaml --arm cross_entropy train.tokens=200000
+  python -m training report runs/kata-seed0 runs/kata-seed1 --out runs/seeds.json
+
+A verb that was stopped continues where it was when it is called again with the same recipe and overrides.
+"""
+VERBS = {
+    "verify": "make or load the data and run every teacher trace against its tests",
+    "train": "verify, then train the arms one after the other",
+    "evaluate": "evaluate trained arms and baselines on the test splits",
+    "distill": "all stages: data, verify, train, evaluate, report",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Distil a teacher's traces into a student with the structure-aware loss, and evaluate it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, description in VERBS.items():
+        verb = verbs.add_parser(name, help=description, description=description)
+        verb.add_argument("recipe", type=Path, help="YAML file, see training/recipes/")
+        verb.add_argument(
+            "overrides", nargs="*", metavar="section.name=value", help="change single values of the recipe"
+        )
+        verb.add_argument("--run", type=Path, help="run folder (default: runs/NAME-seedSEED)")
+        if name in ("train", "evaluate"):
+            verb.add_argument("--arm", action="append", help="only this arm (may be given more than once)")
+    report = verbs.add_parser("report", help="write the report of a run, or one table over several runs")
+    report.add_argument("runs", nargs="+", type=Path, help="run folders")
+    report.add_argument("--out", type=Path, help="with several runs: where the table goes (JSON, and HTML beside it)")
+    return parser
+
+
+def work(arguments: argparse.Namespace) -> None:
+    # The stages import torch and transformers; --help and a faulty recipe should not wait for them.
+    if arguments.verb == "report":
+        from training import report
+        from training.runs import RunFolder
+
+        opened = [RunFolder.existing(root) for root in arguments.runs]
+        if len(opened) == 1 and arguments.out is None:
+            path = report.write_report(*opened[0])
+            report.print_results(*opened[0])
+        else:
+            path = arguments.out or Path("runs/comparison.json")
+            print("\n".join(report.table_lines(report.compare_runs(opened, path))))
+        print(f"\nreport: {path}")
+        return
+
+    config = load_config(arguments.recipe, arguments.overrides)
+    from training.distill import distill, timed
+    from training.runs import RunFolder
+
+    run = RunFolder.create(arguments.run or default_run_folder(config), config)
+    if arguments.verb == "distill":
+        distill(run, config)
+        return
+    from training.data import prepare_data, verify_data
+
+    timed(run, "data", lambda: prepare_data(run, config))
+    verified = timed(run, "verify", lambda: verify_data(run, config))
+    if arguments.verb == "verify":
+        print(f"   {verified['traces']}\n   verdicts: {run.verified_path}")
+    elif arguments.verb == "train":
+        from training.train import train_arm
+
+        for arm in arguments.arm or config.arms:
+            config.loss_of(arm)
+            summary = timed(run, f"train {arm}", lambda arm=arm: train_arm(run, config, arm))  # type: ignore[misc]
+            print(f"   {summary['tokens']} tokens, {summary['steps']} steps, {summary['seconds']} s")
+    else:
+        from training.evaluate import BASELINES, evaluate_arm
+        from training.report import print_results
+
+        wanted = [*config.arms, *(b for b in BASELINES if getattr(config.evaluate, b))]
+        for arm in arguments.arm or wanted:
+            if arm not in BASELINES:
+                config.loss_of(arm)
+            timed(run, f"evaluate {arm}", lambda arm=arm: evaluate_arm(run, config, arm))  # type: ignore[misc]
+        print_results(run, config)
+
+
+def default_run_folder(config: RunConfig) -> Path:
+    return Path("runs") / f"{config.name}-seed{config.seed}"
+
+
+def main() -> int:
+    arguments = build_parser().parse_args()
+    try:
+        work(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""All stages of a run, each resumable: data, verify, train, evaluate, report."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from training.config import RunConfig
+from training.data import prepare_data, verify_data
+from training.evaluate import evaluate_arm
+from training.progress import Watcher
+from training.report import print_results, write_report
+from training.runs import RunFolder
+from training.threads import OtherLoad, usable_cores
+from training.train import tokenizer_of, train_arm
+
+Result = TypeVar("Result")
+
+
+class StageError(RuntimeError):
+    """A stage failed in another process; the message holds the end of its console."""
+
+
+def timed(run: RunFolder, stage: str, work: Callable[[], Result]) -> Result:
+    """Do a stage, say so, and record its wall time and the machine's load."""
+    print(f"== {stage}", flush=True)
+    started = time.monotonic()
+    result = work()
+    run.record_stage(stage, time.monotonic() - started)
+    return result
+
+
+def distill(run: RunFolder, config: RunConfig) -> None:
+    """The whole run; stages that are done are skipped."""
+    started = time.monotonic()
+    summary = timed(run, "data", lambda: prepare_data(run, config))
+    print(f"   {summary['traces']} traces; problems: {_counts(summary['problems'])}")
+    verified = timed(run, "verify", lambda: verify_data(run, config))
+    print(f"   {_counts(verified['traces'])}")
+    tokenizer_of(run, config)
+    jobs = list(config.arms) + ["untrained"] * config.evaluate.untrained + ["nearest"] * config.evaluate.nearest
+    timed(run, "train and evaluate", lambda: run_jobs(run, config, jobs))
+    path = timed(run, "report", lambda: write_report(run, config))
+    print_results(run, config)
+    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(f"\n   {time.monotonic() - started:.0f} s on {usable_cores()} cores{load}; report: {path}")
+
+
+def _counts(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if isinstance(value, int))
+
+
+def train_and_evaluate(root: Path, name: str, threads: int, progress_file: Path) -> None:
+    """One arm or baseline, in a process of its own, with its console in a file."""
+    run, config = RunFolder.existing(root)
+    console = os.open(run.arm(name) / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(console, sys.stdout.fileno())
+    os.dup2(console, sys.stderr.fileno())
+    if name in config.arms:
+        train_arm(run, config, name, threads=threads, progress_file=progress_file)
+    evaluate_arm(run, config, name, threads=threads, progress_file=progress_file)
+
+
+def run_jobs(run: RunFolder, config: RunConfig, jobs: list[str]) -> None:
+    """Train and evaluate all arms and baselines, as many at once as cores are free, each with its share of threads.
+
+    Raises:
+        StageError: a job failed; the others are stopped. What they finished is kept for the next call.
+    """
+    load = OtherLoad()
+    time.sleep(0.5)
+    free = max(1, round(usable_cores() - load.cores()))
+    at_once = min(len(jobs), free)
+    threads = max(1, free // min(at_once, len(config.arms)))
+    print(f"   {free} of {usable_cores()} cores free: {at_once} jobs at once, {threads} torch threads each")
+    context = multiprocessing.get_context("spawn")
+    waiting = list(jobs)
+    running: dict[str, multiprocessing.context.SpawnProcess] = {}
+    files = {name: run.arm(name) / "progress.json" for name in jobs}
+    for file in files.values():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+    watcher = Watcher(files)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name = waiting.pop(0)
+                arguments = (run.root, name, threads, files[name])
+                running[name] = context.Process(target=train_and_evaluate, args=arguments)
+                running[name].start()
+            time.sleep(0.3)
+            watcher.refresh()
+            for name, process in list(running.items()):
+                if process.exitcode is None:
+                    continue
+                del running[name]
+                if process.exitcode:
+                    console = run.arm(name) / "console.log"
+                    lines = console.read_text().splitlines()[-12:] if console.is_file() else []
+                    raise StageError(
+                        f"{name} failed (exit {process.exitcode}); the end of {console}:\n  " + "\n  ".join(lines)
+                    )
+    finally:
+        watcher.close()
+        for process in running.values():
+            process.terminate()
+            process.join()

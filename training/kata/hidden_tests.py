@@ -1,0 +1,115 @@
+"""Hidden tests: inputs chosen so that every wrong single edit of the program fails at least one of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from training.kata.execution import FAILED, load, same
+from training.kata.inputs import input_pool
+from training.kata.mutants import mutants
+from training.kata.problems import Kata, rebuild
+
+Call = Callable[[Sequence[Any]], Any]
+Case = dict[str, Any]  # {"args": [...], "expected": ...}
+
+FEWEST, MOST = 10, 20
+
+
+def cases_from_pool(kata: Kata, rng: random.Random, size: int) -> list[Case]:
+    """The reference's results on a boundary-aware pool."""
+    call = load(kata.code_prefix + kata.reference)
+    pool = input_pool(kata.kinds, kata.reference, rng, size)
+    cases = [{"args": arguments, "expected": call(arguments)} for arguments in pool]
+    if any(case["expected"] is FAILED for case in cases):
+        raise RuntimeError(f"the reference of {kata.shape} fails on its own inputs")
+    return cases
+
+
+def diverse(cases: Sequence[Case], count: int, chosen: Sequence[int] = ()) -> list[int]:
+    """`chosen` and further indices up to `count`: new results first, then in order."""
+    picked = list(chosen)
+    seen = {repr(cases[index]["expected"]) for index in picked}
+    for only_new in (True, False):
+        for index, case in enumerate(cases):
+            if len(picked) >= count:
+                return picked
+            key = repr(case["expected"])
+            if index not in picked and not (only_new and key in seen):
+                seen.add(key)
+                picked.append(index)
+    return picked
+
+
+def quick_tests(cases: Sequence[Case]) -> list[Case]:
+    """Tests without a look at mutants: for training problems, whose programs are right by construction."""
+    half = diverse(cases[: len(cases) // 2], FEWEST // 2)
+    return [cases[index] for index in diverse(cases, FEWEST, half)]
+
+
+def _first_kill(call: Call, cases: Sequence[Case], order: Sequence[int]) -> int | None:
+    for index in order:
+        if not same(call(cases[index]["args"]), cases[index]["expected"]):
+            return index
+    return None
+
+
+def killing_tests(kata: Kata, rng: random.Random, pool_size: int = 300) -> list[Case]:
+    """10 to 20 tests that every mutant of the reference fails, if it differs from it anywhere on the pool.
+
+    Needed inputs are found mutant by mutant; then a greedy set cover drops those that others make superfluous.
+    """
+    cases = cases_from_pool(kata, rng, pool_size)
+    needed = diverse(cases, 5)
+    rest = [index for index in range(len(cases)) if index not in needed]
+    killed: list[Call] = []
+    for mutant in mutants(kata.code_prefix + kata.reference):
+        call = load(mutant.source)
+        index = _first_kill(call, cases, needed)
+        if index is None:
+            index = _first_kill(call, cases, rest)
+            if index is None:
+                continue  # equivalent, as far as the pool can tell
+            needed.append(index)
+            rest.remove(index)
+        killed.append(call)
+    kills = {
+        index: {
+            number
+            for number, call in enumerate(killed)
+            if not same(call(cases[index]["args"]), cases[index]["expected"])
+        }
+        for index in needed
+    }
+    cover: list[int] = []
+    open_mutants = set(range(len(killed)))
+    while open_mutants:
+        best = max(needed, key=lambda index: len(kills[index] & open_mutants))
+        cover.append(best)
+        open_mutants -= kills[best]
+    count = min(MOST, max(FEWEST, len(cover) + 3))
+    return [cases[index] for index in diverse(cases, count, cover)]
+
+
+def kill_rate(
+    problem: dict[str, Any], *, seed: int = 1, pool_size: int = 500, every_structure: bool = False
+) -> tuple[int, int]:
+    """(killed, non-equivalent) single-edit mutants of a problem, judged by a pool of its own.
+
+    A mutant counts as non-equivalent if it differs from the reference on any input of a pool drawn with `seed`,
+    which is independent of the one that the tests were chosen from. With `every_structure` the mutants of all the
+    teacher's structures are judged, not only those of the reference.
+    """
+    kata = rebuild(problem)
+    cases = cases_from_pool(kata, random.Random(f"judge:{seed}:{problem['id']}"), pool_size)
+    tests = problem["tests"]
+    killed = different = 0
+    for code in kata.bodies.values() if every_structure else [kata.reference]:
+        for mutant in mutants(kata.code_prefix + code):
+            call = load(mutant.source)
+            dead = _first_kill(call, tests, range(len(tests))) is not None
+            if dead or _first_kill(call, cases, range(len(cases))) is not None:
+                different += 1
+                killed += dead
+    return killed, different

@@ -1,0 +1,209 @@
+"""MBPP problems and teacher traces, with a guard that keeps evaluation problems out of training.
+
+MBPP+ is not a part of MBPP's test split: 108 of its 378 tasks lie in the official train range, 39 in the
+validation range. Training on the official split and reporting MBPP+ is contamination, so those tasks leave both
+pools here, by code, together with problems that repeat a test problem under another id.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from training.extraction import extract_code
+from training.jsonl import read_jsonl
+
+Row = dict[str, Any]
+
+FIRST_IDS = {"prompt": 1, "test": 11, "validation": 511, "train": 601}
+LAST_ID = 974
+
+
+class Mbpp(NamedTuple):
+    """Problem rows, trace rows (train problems only) and how many rows were dropped for which reason."""
+
+    problems: list[Row]
+    traces: list[Row]
+    dropped: dict[str, int]
+
+
+def load_mbpp(
+    problems: str | Path,
+    *,
+    plus: str | Path,
+    traces: str | Path | None = None,
+    test_limit: int | None = None,
+) -> Mbpp:
+    """Loads `mbpp.jsonl`, `MbppPlus.jsonl.gz` (only to keep its tasks out of training) and teacher traces.
+
+    Raises ValueError if a file is not what its name says, for example if `plus` holds no MBPP+ tasks.
+    """
+    guard = LeakGuard.from_files(problems, plus)
+    dropped: Counter[str] = Counter()
+    kept: list[Row] = []
+    tests = 0
+    for source in read_jsonl(problems):
+        problem = problem_row(source)
+        if problem["split"] == "test":
+            tests += 1
+            reason = (
+                None if test_limit is None or tests <= test_limit else f"test problem beyond {test_limit}"
+            )
+        else:
+            reason = guard.reason_to_drop(source)
+        if reason is None:
+            kept.append(problem)
+        else:
+            dropped[f"{problem['split']} problem: {reason}" if problem["split"] != "test" else reason] += 1
+    rows = [] if traces is None else trace_rows(read_jsonl(traces), kept, guard, dropped)
+    return Mbpp(kept, rows, dict(sorted(dropped.items())))
+
+
+@dataclass(frozen=True)
+class LeakGuard:
+    """What training must not see: task ids of the test split and of MBPP+, their texts, their assertions."""
+
+    test_ids: frozenset[int]
+    plus_ids: frozenset[int]
+    texts: frozenset[str]
+    assertions: frozenset[str]
+
+    @staticmethod
+    def from_files(problems: str | Path, plus: str | Path) -> LeakGuard:
+        plus_rows = list(read_jsonl(plus))
+        plus_ids = frozenset(
+            int(str(row.get("task_id", "")).removeprefix("Mbpp/") or -1) for row in plus_rows
+        )
+        if not plus_ids or not all(1 <= task <= LAST_ID for task in plus_ids):
+            raise ValueError(f"plus: wants MBPP+ rows with task ids 'Mbpp/1' to 'Mbpp/{LAST_ID}', got {plus}")
+        protected = [
+            row
+            for row in read_jsonl(problems)
+            if split_of(row["task_id"]) == "test" or row["task_id"] in plus_ids
+        ]
+        texts = {normalise_text(row["text"]) for row in protected}
+        texts |= {normalise_text(_docstring_text(row["prompt"])) for row in plus_rows}
+        return LeakGuard(
+            frozenset(row["task_id"] for row in protected if split_of(row["task_id"]) == "test"),
+            plus_ids,
+            frozenset(texts),
+            frozenset(_normal_assert(test) for row in protected for test in row["test_list"]),
+        )
+
+    def reason_to_drop(self, source: Row) -> str | None:
+        """Why a row of mbpp.jsonl may not be trained or tuned on; None if it may."""
+        if source["task_id"] in self.plus_ids:
+            return "in MBPP+"
+        if source["task_id"] in self.test_ids:
+            return "in the test split"
+        if normalise_text(source["text"]) in self.texts:
+            return "same text as an evaluation problem"
+        if any(_normal_assert(test) in self.assertions for test in source["test_list"]):
+            return "same assertion as an evaluation problem"
+        return None
+
+
+def split_of(task_id: int) -> str:
+    """The official split of an MBPP task: prompt 1-10, test 11-510, validation 511-600, train 601-974."""
+    if not 1 <= task_id <= LAST_ID:
+        raise ValueError(f"task_id must be 1 to {LAST_ID}, got {task_id}")
+    return max((first, name) for name, first in FIRST_IDS.items() if first <= task_id)[1]
+
+
+def problem_row(source: Row) -> Row:
+    """A row of mbpp.jsonl as a Problem: text and first assertion as prompt, all assertions as tests."""
+    reference = _unix(source["code"]).strip() + "\n"
+    asserts = [_unix(test).strip() for test in source["test_list"]]
+    return {
+        "id": f"mbpp/{source['task_id']}",
+        "prompt": f"{_unix(source['text']).strip()}\n{asserts[0]}",
+        "code_prefix": "",
+        "entry_point": entry_point_of(asserts, reference),
+        "tests": {"asserts": asserts, "setup": _unix(source.get("test_setup_code") or "").strip()},
+        "split": split_of(source["task_id"]),
+        "family": "mbpp",
+        "shape": "",
+        "reference": reference,
+    }
+
+
+def entry_point_of(asserts: Iterable[str], reference: str) -> str:
+    """The function or class of `reference` that the first assertion to call any of them calls."""
+    defined = {
+        node.name
+        for node in ast.parse(reference).body
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    }
+    for statement in asserts:
+        for node in ast.walk(ast.parse(statement)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined:
+                return node.func.id
+    raise ValueError(f"no assertion calls anything that the reference defines ({', '.join(sorted(defined))})")
+
+
+def trace_rows(
+    sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard, dropped: Counter[str]
+) -> list[Row]:
+    """Trace rows for the train problems among `problems`; counts in `dropped` why others are left out.
+
+    The prompt is the problem's own, not the reworded one that the teacher saw.
+    """
+    trainable = {problem["id"]: problem for problem in problems if problem["split"] == "train"}
+    rows: list[Row] = []
+    seen: Counter[str] = Counter()
+    for source in sources:
+        task = source["task_id"]
+        problem = trainable.get(f"mbpp/{task}")
+        if task in guard.test_ids:
+            dropped["trace: problem in the test split"] += 1
+        elif task in guard.plus_ids:
+            dropped["trace: problem in MBPP+"] += 1
+        elif problem is None:
+            in_train = split_of(task) == "train"
+            reason = "problem dropped" if in_train else f"problem in the {split_of(task)} split"
+            dropped[f"trace: {reason}"] += 1
+        else:
+            teacher = source["model"]
+            name = f"{problem['id']}/{re.sub(r'[^a-z0-9.]+', '-', teacher.lower()).strip('-')}"
+            seen[name] += 1
+            code = source["code"] if source["code"].strip() else _extracted(source, problem["entry_point"])
+            rows.append(
+                {
+                    "id": f"{name}-{seen[name]}",
+                    "problem_id": problem["id"],
+                    "prompt": problem["prompt"],
+                    "code_prefix": problem["code_prefix"],
+                    "reasoning": _unix(source["reasoning"]).strip(),
+                    "code": _unix(code),
+                    "teacher": teacher,
+                    "passed": None,
+                }
+            )
+    return rows
+
+
+def _extracted(source: Row, entry_point: str) -> str:
+    return extract_code(source.get("response") or "", entry_point).code
+
+
+def normalise_text(text: str) -> str:
+    """Lower case words only: what two copies of one task text share."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def _normal_assert(statement: str) -> str:
+    return re.sub(r"\s+", "", statement).lower()
+
+
+def _docstring_text(prompt: str) -> str:
+    """The task text of an MBPP+ prompt, which is a docstring with one assertion at its end."""
+    return prompt.strip().strip('"').partition("\nassert ")[0]
+
+
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,0 +1,77 @@
+"""What runs inside the sandbox, in the program's own process: execute the source, evaluate the calls, report.
+
+Nothing here is trusted by the grader: the program shares this process and may rewrite any of it. It gains
+nothing, because expected values never come here. Standard library only; loaded by path, never imported as a
+package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+
+def run_program(
+    request: dict[str, Any], channel: int, encode: Callable[[Any], Any], decode: Callable[[Any], Any]
+) -> None:
+    """Executes `request["source"]` and writes one JSON line an event to the descriptor `channel`.
+
+    Events: ["value", i, data] result of call i, ["raised", i, text], ["not_plain", i, text], ["memory", i,
+    text], ["done", n]. i = -1 stands for the source itself. The first event that is not a value is the last.
+    """
+    dumps, write = json.dumps, os.write
+
+    def report(*event: Any) -> None:
+        line = dumps(event).encode() + b"\n"
+        while line:
+            line = line[write(channel, line) :]
+
+    step = -1
+    try:
+        module = types.ModuleType("program")
+        sys.modules["program"] = module
+        namespace = module.__dict__
+        _execute(request["source"], "<program>", namespace)
+        _execute(request["setup"], "<setup>", namespace)
+        for step, call in enumerate(request["calls"]):
+            result = _evaluate(call, request["entry_point"], namespace, decode)
+            try:
+                data = encode(result)
+            except ValueError as error:
+                report("not_plain", step, _text(error, bare=True))
+                return
+            report("value", step, data)
+            del result, data
+        report("done", len(request["calls"]))
+    except MemoryError:
+        report("memory", step, "MemoryError")
+    except BaseException as error:
+        report("raised", step, _text(error))
+
+
+def _execute(source: str, filename: str, namespace: dict[str, Any]) -> None:
+    if source.strip():
+        # dont_inherit: this file's own `from __future__ import annotations` would leak into the program.
+        exec(compile(source, filename, "exec", dont_inherit=True), namespace)
+
+
+def _evaluate(
+    call: Any, entry_point: str | None, namespace: dict[str, Any], decode: Callable[[Any], Any]
+) -> Any:
+    if isinstance(call, str):
+        return eval(compile(call, "<test>", "eval", dont_inherit=True), namespace)
+    if entry_point not in namespace:
+        raise NameError(f"the program defines no {entry_point!r}")
+    return namespace[entry_point](*[decode(item) for item in call])
+
+
+def _text(error: BaseException, bare: bool = False) -> str:
+    try:
+        message = str(error)[:300]
+    except BaseException:
+        message = "(no message)"
+    return message if bare else f"{type(error).__name__}: {message}"
