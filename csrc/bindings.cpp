@@ -1,5 +1,5 @@
-// Python module structloss._C. Arrays arrive as addresses of contiguous CPU memory whose shapes and dtypes the Python
-// side has checked; nothing here touches a Python object while the interpreter lock is released.
+// Python module structloss._C. Arrays arrive as addresses of contiguous CPU memory whose shapes and dtypes
+// the Python side has checked; nothing here touches a Python object while the interpreter lock is released.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -46,16 +46,18 @@ struct TreePairAddresses {
 };
 
 template <class Cost>
-void soft(const TreePairAddresses& pairs, double temperature, int64_t value, int64_t posterior, int64_t entropy,
-          int64_t used) {
+void soft(const TreePairAddresses& pairs, double temperature, int64_t value, int64_t posterior,
+          int64_t entropy, int64_t used) {
     structloss::soft_tree_alignment<Cost>(pairs.typed<Cost>(), temperature, pointer<Cost>(value),
-                                          pointer<Cost>(posterior), pointer<Cost>(entropy), pointer<int64_t>(used));
+                                          pointer<Cost>(posterior), pointer<Cost>(entropy),
+                                          pointer<int64_t>(used));
 }
 
 template <class Cost>
 void hard(const TreePairAddresses& pairs, int64_t distance, int64_t match_a, int64_t match_b, int64_t used) {
-    structloss::hard_tree_alignment<Cost>(pairs.typed<Cost>(), pointer<Cost>(distance), pointer<int64_t>(match_a),
-                                          pointer<int64_t>(match_b), pointer<int64_t>(used));
+    structloss::hard_tree_alignment<Cost>(pairs.typed<Cost>(), pointer<Cost>(distance),
+                                          pointer<int64_t>(match_a), pointer<int64_t>(match_b),
+                                          pointer<int64_t>(used));
 }
 
 }  // namespace
@@ -64,22 +66,25 @@ PYBIND11_MODULE(_C, module) {
     module.doc() = "Compiled kernels of structloss. Private: use the functions of the package.";
 
     py::class_<TreePairAddresses>(module, "TreePairAddresses")
-        .def(py::init([](bool double_precision, int64_t batch, int64_t width_a, int64_t width_b, int64_t leftmost_a,
-                         int64_t leftmost_b, int64_t sizes_a, int64_t sizes_b, int64_t relabel, int64_t remove,
-                         int64_t insert, int64_t method, int64_t max_cells, int64_t threads) {
-                 return TreePairAddresses{double_precision, batch,   width_a, width_b, leftmost_a, leftmost_b, sizes_a,
-                                          sizes_b,          relabel, remove,  insert,  method,     max_cells,  threads};
+        .def(py::init([](bool double_precision, int64_t batch, int64_t width_a, int64_t width_b,
+                         int64_t leftmost_a, int64_t leftmost_b, int64_t sizes_a, int64_t sizes_b,
+                         int64_t relabel, int64_t remove, int64_t insert, int64_t method, int64_t max_cells,
+                         int64_t threads) {
+                 return TreePairAddresses{double_precision, batch,   width_a,   width_b, leftmost_a,
+                                          leftmost_b,       sizes_a, sizes_b,   relabel, remove,
+                                          insert,           method,  max_cells, threads};
              }),
-             py::kw_only(), py::arg("double_precision"), py::arg("batch"), py::arg("width_a"), py::arg("width_b"),
-             py::arg("leftmost_a"), py::arg("leftmost_b"), py::arg("sizes_a"), py::arg("sizes_b"),
-             py::arg("relabel"), py::arg("delete"), py::arg("insert"), py::arg("method"), py::arg("max_cells"),
-             py::arg("threads"));
+             py::kw_only(), py::arg("double_precision"), py::arg("batch"), py::arg("width_a"),
+             py::arg("width_b"), py::arg("leftmost_a"), py::arg("leftmost_b"), py::arg("sizes_a"),
+             py::arg("sizes_b"), py::arg("relabel"), py::arg("delete"), py::arg("insert"), py::arg("method"),
+             py::arg("max_cells"), py::arg("threads"));
 
     module.def(
         "soft_tree_alignment",
-        [](const TreePairAddresses& pairs, double temperature, int64_t value, int64_t posterior, int64_t entropy,
-           int64_t used) {
-            (pairs.double_precision ? soft<double> : soft<float>)(pairs, temperature, value, posterior, entropy, used);
+        [](const TreePairAddresses& pairs, double temperature, int64_t value, int64_t posterior,
+           int64_t entropy, int64_t used) {
+            (pairs.double_precision ? soft<double> : soft<float>)(pairs, temperature, value, posterior,
+                                                                  entropy, used);
         },
         py::arg("pairs"), py::arg("temperature"), py::arg("value"), py::arg("posterior"), py::arg("entropy"),
         py::arg("used"), py::call_guard<py::gil_scoped_release>());

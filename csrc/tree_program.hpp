@@ -1,10 +1,10 @@
-// What the tree-edit dynamic program does with a tree, apart from any number: the side on which to decompose it,
-// its keyroot tables, the order of rows and the slots in which they live, the columns and their segments.
+// What the tree-edit dynamic program does with a tree, apart from any number: the side on which to decompose
+// it, its keyroot tables, the order of rows and the slots in which they live, the columns and their segments.
 // Host code without a dependency, so that the CPU kernels run it directly and the CUDA ones can upload it.
 //
-// Notation. Nodes are numbered from 0 in post-order of the *oriented* tree; leftmost[i] is the leftmost leaf below
-// i. A forest of several roots is allowed: a virtual root above it owns the last table, rows 0 .. size-1. Tables of
-// one node are left out, their subtree term is closed form.
+// Notation. Nodes are numbered from 0 in post-order of the *oriented* tree; leftmost[i] is the leftmost leaf
+// below i. A forest of several roots is allowed: a virtual root above it owns the last table, rows 0 ..
+// size-1. Tables of one node are left out, their subtree term is closed form.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@
 
 namespace structloss {
 
-// kMirrored reverses the order of children (the right-path decomposition); kFlattened puts the nodes in pre-order
-// and forgets ancestry, which turns the tree alignment into a sequence alignment.
+// kMirrored reverses the order of children (the right-path decomposition); kFlattened puts the nodes in
+// pre-order and forgets ancestry, which turns the tree alignment into a sequence alignment.
 enum class Orientation { kAsGiven, kMirrored, kFlattened };
 
 // Sum of the table heights in both orientations, known in O(size) before any real work.
@@ -26,12 +26,13 @@ struct TreeWork {
     int64_t mirrored = 0;
 };
 
-// Parents of a post-order tree from its leftmost leaves (size stands for the virtual root); refuses arrays that no
-// ordered forest has, so that nothing behind this function can index out of bounds.
+// Parents of a post-order tree from its leftmost leaves (size stands for the virtual root); refuses arrays
+// that no ordered forest has, so that nothing behind this function can index out of bounds.
 inline void parents_from_leftmost(const int64_t* leftmost, int64_t size, std::vector<int32_t>& parent,
                                   std::vector<int32_t>& open_roots) {
     if (size > std::numeric_limits<int32_t>::max() / 2) {
-        throw std::invalid_argument("a tree has " + std::to_string(size) + " nodes; at most 2^30 are supported");
+        throw std::invalid_argument("a tree has " + std::to_string(size) +
+                                    " nodes; at most 2^30 are supported");
     }
     parent.assign(size, static_cast<int32_t>(size));
     open_roots.clear();
@@ -75,9 +76,11 @@ struct Table {
 struct OrientedTree {
     int32_t size = 0;
     std::vector<int32_t> leftmost;
-    std::vector<int32_t> node;     // oriented position -> position in the arrays that were given
-    std::vector<int32_t> keyroot;  // leaf -> highest node of its left path (leaf 0: the virtual root, size - 1)
-    std::vector<Table> tables;     // ascending by last node, the table of everything at the end; empty when size is 0
+    std::vector<int32_t> node;  // oriented position -> position in the arrays that were given
+    std::vector<int32_t>
+        keyroot;  // leaf -> highest node of its left path (leaf 0: the virtual root, size - 1)
+    std::vector<Table>
+        tables;  // ascending by last node, the table of everything at the end; empty when size is 0
 
     void build(const int64_t* given_leftmost, int64_t given_size, Orientation orientation) {
         parents_from_leftmost(given_leftmost, given_size, parent_, scratch_);
@@ -129,8 +132,8 @@ struct OrientedTree {
     }
 };
 
-// Columns of the row scan: for every table of the second tree one segment that starts with a boundary column (the
-// empty forest) and goes on with one column a node. All segments advance together.
+// Columns of the row scan: for every table of the second tree one segment that starts with a boundary column
+// (the empty forest) and goes on with one column a node. All segments advance together.
 struct ColumnProgram {
     struct Segment {
         int32_t first;  // node of the column begin + 1
@@ -161,12 +164,12 @@ struct ColumnProgram {
     }
 };
 
-// Rows of all tables of the first tree in the order of the forward pass, each with the memory slots of the row that
-// it writes, of the row before it and of its anchor, the row just before its leftmost leaf. Slot 0 is the boundary
-// row, which all tables share.
+// Rows of all tables of the first tree in the order of the forward pass, each with the memory slots of the
+// row that it writes, of the row before it and of its anchor, the row just before its leftmost leaf. Slot 0
+// is the boundary row, which all tables share.
 struct RowProgram {
-    // kRecycle frees a row after its last use; kKeepTable keeps every anchor row until the next table, kKeepAll for
-    // good: the reverse pass reads anchor rows only.
+    // kRecycle frees a row after its last use; kKeepTable keeps every anchor row until the next table,
+    // kKeepAll for good: the reverse pass reads anchor rows only.
     enum class Storage { kRecycle, kKeepTable, kKeepAll };
 
     struct Row {
@@ -174,10 +177,11 @@ struct RowProgram {
         int32_t slot;
         int32_t previous_slot;
         int32_t anchor_slot;
-        int32_t adjoint_slot;  // where the reverse pass collects the adjoint of the anchor row; 0 = the boundary row
+        int32_t adjoint_slot;  // where the reverse pass collects the adjoint of the anchor row; 0 = the
+                               // boundary row
         bool spine;            // on the table's left path: defines the subtree terms of its node
-        bool top;              // highest node of its left path: first to touch the anchor's adjoint in reverse
-        bool leaf;             // the anchor is the previous row
+        bool top;   // highest node of its left path: first to touch the anchor's adjoint in reverse
+        bool leaf;  // the anchor is the previous row
     };
     std::vector<Row> rows;
     std::vector<int32_t> table_begin;  // rows of table x: table_begin[x] .. table_begin[x + 1]

@@ -101,7 +101,13 @@ def default_run_folder(config: RunConfig) -> Path:
 
 
 def main() -> int:
-    arguments = build_parser().parse_args()
+    parser = build_parser()
+    # Overrides may also follow an option, which argparse does not take as the same positional list.
+    arguments, rest = parser.parse_known_args()
+    if unknown := [word for word in rest if word.startswith("-") or "=" not in word or arguments.verb == "report"]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        arguments.overrides += rest
     try:
         work(arguments)
     except ConfigError as error:

@@ -106,9 +106,7 @@ def _side(expression: ast.expr, known: frozenset[str]) -> Side:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         pass
     bound = {
-        node.id
-        for node in ast.walk(expression)
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+        node.id for node in ast.walk(expression) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
     }
     bound |= {node.arg for node in ast.walk(expression) if isinstance(node, ast.arg)}
     names = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name)} - bound
@@ -126,13 +124,9 @@ def _imported_names(setup: str) -> frozenset[str]:
 
 def clean_prelude(expression: str, setup: str) -> str:
     """The imports that `expression` needs without the program: those of `setup`, and the modules it names."""
-    imports = [
-        ast.unparse(node) for node in ast.parse(setup).body if isinstance(node, (ast.Import, ast.ImportFrom))
-    ]
+    imports = [ast.unparse(node) for node in ast.parse(setup).body if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = {node.id for node in ast.walk(ast.parse(expression, mode="eval")) if isinstance(node, ast.Name)}
-    modules = sorted(
-        name for name in names if name in sys.stdlib_module_names and not hasattr(builtins, name)
-    )
+    modules = sorted(name for name in names if name in sys.stdlib_module_names and not hasattr(builtins, name))
     return "\n".join([*(f"import {name}" for name in modules), *imports])
 
 

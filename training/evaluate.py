@@ -130,9 +130,9 @@ def judge(samples: list[dict[str, Any]], problems: list[dict[str, Any]], config:
         for row, problem, verdict in zip(samples, problems, sandbox.run(programs), strict=True):
             row["status"] = verdict.status if row["ended"] or verdict.status == "passed" else "truncated"
             row["detail"] = verdict.detail
-            candidate = problem["code_prefix"] + row["code"]
+            candidate, reference = (problem["code_prefix"] + code for code in (row["code"], problem["reference"]))
             for name in ("syntax_match", "dataflow_match", "tsed"):
-                row[name] = getattr(metrics, name)(candidate, problem["reference"])
+                row[name] = getattr(metrics, name)(candidate, reference)
             progress.update(1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,7 +136,9 @@ def _parses(line: str) -> bool:
     if len(line) > _LONGEST_LINE:
         return False
     try:
-        ast.parse(line)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(line)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return False
     return True

@@ -1,14 +1,15 @@
 """MBPP problems and teacher traces, with a guard that keeps evaluation problems out of training.
 
 MBPP+ is not a part of MBPP's test split: 108 of its 378 tasks lie in the official train range, 39 in the
-validation range. Training on the official split and reporting MBPP+ is contamination, so those tasks leave both
-pools here, by code, together with problems that repeat a test problem under another id.
+validation range. Training on the official split and reporting MBPP+ is contamination, so those tasks leave
+both pools here, by code, together with problems that repeat a test problem under another id.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,9 +52,7 @@ def load_mbpp(
         problem = problem_row(source)
         if problem["split"] == "test":
             tests += 1
-            reason = (
-                None if test_limit is None or tests <= test_limit else f"test problem beyond {test_limit}"
-            )
+            reason = None if test_limit is None or tests <= test_limit else f"test problem beyond {test_limit}"
         else:
             reason = guard.reason_to_drop(source)
         if reason is None:
@@ -76,15 +75,12 @@ class LeakGuard:
     @staticmethod
     def from_files(problems: str | Path, plus: str | Path) -> LeakGuard:
         plus_rows = list(read_jsonl(plus))
-        plus_ids = frozenset(
-            int(str(row.get("task_id", "")).removeprefix("Mbpp/") or -1) for row in plus_rows
-        )
-        if not plus_ids or not all(1 <= task <= LAST_ID for task in plus_ids):
-            raise ValueError(f"plus: wants MBPP+ rows with task ids 'Mbpp/1' to 'Mbpp/{LAST_ID}', got {plus}")
+        named = [re.fullmatch(r"Mbpp/(\d+)", str(row.get("task_id"))) for row in plus_rows]
+        if not named or None in named:
+            raise ValueError(f"plus: wants MBPP+ rows, with task ids such as 'Mbpp/2', got {plus}")
+        plus_ids = frozenset(int(match[1]) for match in named if match)
         protected = [
-            row
-            for row in read_jsonl(problems)
-            if split_of(row["task_id"]) == "test" or row["task_id"] in plus_ids
+            row for row in read_jsonl(problems) if split_of(row["task_id"]) == "test" or row["task_id"] in plus_ids
         ]
         texts = {normalise_text(row["text"]) for row in protected}
         texts |= {normalise_text(_docstring_text(row["prompt"])) for row in plus_rows}
@@ -134,11 +130,10 @@ def problem_row(source: Row) -> Row:
 
 def entry_point_of(asserts: Iterable[str], reference: str) -> str:
     """The function or class of `reference` that the first assertion to call any of them calls."""
-    defined = {
-        node.name
-        for node in ast.parse(reference).body
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MBPP's patterns hold escapes that Python warns of
+        body = ast.parse(reference).body
+    defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
     for statement in asserts:
         for node in ast.walk(ast.parse(statement)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined:
@@ -146,9 +141,7 @@ def entry_point_of(asserts: Iterable[str], reference: str) -> str:
     raise ValueError(f"no assertion calls anything that the reference defines ({', '.join(sorted(defined))})")
 
 
-def trace_rows(
-    sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard, dropped: Counter[str]
-) -> list[Row]:
+def trace_rows(sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard, dropped: Counter[str]) -> list[Row]:
     """Trace rows for the train problems among `problems`; counts in `dropped` why others are left out.
 
     The prompt is the problem's own, not the reworded one that the teacher saw.

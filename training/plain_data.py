@@ -69,10 +69,7 @@ class _Encoder:
         if dict in mro:
             self._check_hashed(dict.__len__(value))
             return {
-                "dict": [
-                    [self.encode(key, depth + 1), self.encode(item, depth + 1)]
-                    for key, item in dict.items(value)
-                ]
+                "dict": [[self.encode(key, depth + 1), self.encode(item, depth + 1)] for key, item in dict.items(value)]
             }
         if set in mro:
             self._check_hashed(set.__len__(value))
@@ -156,7 +153,7 @@ def _decode(data: Any, depth: int) -> Any:
         return frozenset(items)
     if tag == "deque":
         return deque(items)
-    if tag == "complex":
+    if tag == "complex" and all(isinstance(item, float) for item in items):
         return complex(*items)
     raise NotPlain(f"unknown tag {tag!r}")
 
@@ -209,9 +206,5 @@ def describe(value: Any, limit: int = 120) -> str:
     try:
         text = repr(value)
     except ValueError:
-        text = (
-            f"a number of {value.bit_length()} bits"
-            if isinstance(value, int)
-            else "a value with a huge number"
-        )
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a value with a huge number"
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,11 @@ from types import TracebackType
 from tqdm import tqdm
 
 from training.runs import read_json, write_json
+
+
+def _interval() -> float:
+    """Seconds between redraws: a log file should not fill with bars."""
+    return 0.2 if sys.stderr.isatty() else 15.0
 
 
 class Progress:
@@ -23,7 +29,11 @@ class Progress:
         self.label, self.total, self.file = label, total, file
         self.done = 0
         self._written = 0.0
-        self._bar = None if file else tqdm(total=total, desc=label, unit=unit, unit_scale=True, smoothing=0.1)
+        self._bar: tqdm | None = None
+        if file is None:
+            self._bar = tqdm(
+                total=total, desc=label, unit=unit, unit_scale=True, smoothing=0.1, mininterval=_interval()
+            )
         self._write(force=True)
 
     def update(self, amount: int) -> None:
@@ -53,7 +63,10 @@ class Watcher:
 
     def __init__(self, files: dict[str, Path]) -> None:
         self._files = files
-        self._bars = {name: tqdm(desc=name, position=row, smoothing=0.1) for row, name in enumerate(files)}
+        self._bars = {
+            name: tqdm(desc=name, position=row, smoothing=0.1, mininterval=_interval(), unit_scale=True)
+            for row, name in enumerate(files)
+        }
         self._labels: dict[str, str] = {}
 
     def refresh(self) -> None:
@@ -64,7 +77,6 @@ class Watcher:
             if self._labels.get(name) != state["label"]:
                 self._labels[name] = state["label"]
                 bar.reset(total=state["total"])
-                bar.unit_scale = True
                 bar.set_description(f"{name}: {state['label']}")
             bar.update(state["done"] - bar.n)
 

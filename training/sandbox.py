@@ -99,13 +99,13 @@ class Sandbox:
         retry_timeouts: bool = False,
         unsafe: bool = False,
     ) -> None:
-        self.workers = (
-            len(os.sched_getaffinity(0)) if workers is None and sys.platform == "linux" else workers or 1
-        )
-        if self.workers < 1:
+        if workers is None:
+            workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+        if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         if memory_mb < 64:
             raise ValueError(f"memory_mb must be at least 64 (Python itself needs about 40), got {memory_mb}")
+        self.workers = workers
         self.memory_mb = memory_mb
         self.output_bytes = output_bytes
         self.result_bytes = result_bytes
@@ -163,9 +163,7 @@ class Sandbox:
         if not self._pool:
             raise RuntimeError("Sandbox.run needs `with Sandbox(...) as sandbox:`")
         if self._running:
-            raise RuntimeError(
-                "another run of this Sandbox has not ended; use one Sandbox a stream of programs"
-            )
+            raise RuntimeError("another run of this Sandbox has not ended; use one Sandbox a stream of programs")
         self._running = True
         busy: dict[Worker, _Job] = {}
         try:
@@ -254,9 +252,7 @@ class Sandbox:
         if job.deaths == 1:
             waiting.appendleft(job)
         else:
-            done[job.index] = Verdict(
-                job.program.id, "sandbox_error", "the sandbox's worker died twice on it", 0.0
-            )
+            done[job.index] = Verdict(job.program.id, "sandbox_error", "the sandbox's worker died twice on it", 0.0)
 
     def _replace(self, worker: Worker) -> None:
         worker.close()
@@ -319,9 +315,7 @@ class Sandbox:
                 values, trouble = [], ("error", "worker died")
             # What cannot be had without the program is evaluated beside it.
             self._known[key] = (
-                Side(value=values[0])
-                if trouble is None
-                else Side(expression=side.expression, needs_program=True)
+                Side(value=values[0]) if trouble is None else Side(expression=side.expression, needs_program=True)
             )
         return self._known[key]
 

@@ -59,9 +59,7 @@ def _execute(source: str, filename: str, namespace: dict[str, Any]) -> None:
         exec(compile(source, filename, "exec", dont_inherit=True), namespace)
 
 
-def _evaluate(
-    call: Any, entry_point: str | None, namespace: dict[str, Any], decode: Callable[[Any], Any]
-) -> Any:
+def _evaluate(call: Any, entry_point: str | None, namespace: dict[str, Any], decode: Callable[[Any], Any]) -> Any:
     if isinstance(call, str):
         return eval(compile(call, "<test>", "eval", dont_inherit=True), namespace)
     if entry_point not in namespace:

@@ -181,9 +181,7 @@ def _build_file_tree(scratch: str) -> None:
     _mount("none", "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
 
 
-_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}.get(
-    os.uname().machine, -1
-)
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}.get(os.uname().machine, -1)
 
 
 def _bind(source: str, target: str) -> None:
@@ -309,9 +307,7 @@ def _reap(supervisor: int, walls: _Walls) -> None:
             return
 
 
-def _supervise(
-    request: _Json, harness: _Harness, walls: _Walls, result: int, output: int, status: int
-) -> None:
+def _supervise(request: _Json, harness: _Harness, walls: _Walls, result: int, output: int, status: int) -> None:
     os.setpgid(0, 0)
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     for flag in (_NEWNS, _NEWNET, _NEWIPC, _NEWUTS):

@@ -99,7 +99,7 @@ class StructureTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=ExampleDataset(examples),
-            data_collator=StructureCollator(tokenizer.pad_token_id),
+            data_collator=StructureCollator(tokenizer.pad_token_id, with_groups=model.loss.lambda_path > 0.0),
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = False

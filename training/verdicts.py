@@ -58,9 +58,7 @@ def read_events(result: bytes, expected: int) -> tuple[list[Any], tuple[Status, 
     return values, ("error", "ended before its tests were done")
 
 
-def judge(
-    program_id: str, checks: list[Check], calls: int, header: Mapping[str, Any], result: bytes
-) -> Verdict:
+def judge(program_id: str, checks: list[Check], calls: int, header: Mapping[str, Any], result: bytes) -> Verdict:
     """The verdict on a run: `header` is the zygote's word, `result` the program's."""
     finish = partial(Verdict, program_id, seconds=header["seconds"], output=header["output"])
     ended, status = header["ended"], header["status"]

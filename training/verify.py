@@ -28,8 +28,8 @@ def verify_traces(
     """Runs each trace's program (`prelude + code_prefix + code`) and writes the trace with its verdict.
 
     Rows land in `out_path` (JSON lines) in the order of `traces`, with `passed` (None if the sandbox failed),
-    `status`, `detail`, and `split` of the problem. A run that was killed goes on where it stopped: rows that are
-    there are neither run nor written again. Returns {"traces", "kept", "resumed", "dropped": {status: count}}.
+    `status`, `detail`, and `split` of the problem. A run that was killed goes on where it stopped: rows that
+    are there are neither run nor written again. Returns {"traces", "kept", "resumed", "dropped": {status: n}}.
 
     Raises ValueError for a repeated trace id, an unknown problem, or an `out_path` with rows of other traces.
     """
@@ -43,18 +43,14 @@ def verify_traces(
         for row in todo:
             problem = by_id[row["problem_id"]]
             own = {**problem, "code_prefix": row.get("code_prefix", problem["code_prefix"])}
-            yield program_from_problem(
-                own, row["code"], id=row["id"], prelude=prelude, time_limit_s=time_limit_s
-            )
+            yield program_from_problem(own, row["code"], id=row["id"], prelude=prelude, time_limit_s=time_limit_s)
 
     bar = tqdm(total=len(traces), initial=resumed, desc="verify", unit="program", disable=not progress)
     with JsonlAppender(out_path) as out, bar:
         for row, verdict in zip(todo, sandbox.run(programs()), strict=True):
             passed = None if verdict.status == "sandbox_error" else verdict.status == "passed"
             split = by_id[row["problem_id"]]["split"]
-            out.append(
-                {**row, "passed": passed, "status": verdict.status, "detail": verdict.detail, "split": split}
-            )
+            out.append({**row, "passed": passed, "status": verdict.status, "detail": verdict.detail, "split": split})
             statuses[row["id"]] = verdict.status
             bar.update()
     counts = Counter(statuses.values())
@@ -68,9 +64,7 @@ def _check(traces: Sequence[Row], problems: dict[str, Row]) -> None:
         raise ValueError(f"traces: ids must be unique, got {repeated[0]!r} more than once")
     for row in traces:
         if row["problem_id"] not in problems:
-            raise ValueError(
-                f"traces: {row['id']!r} wants the problem {row['problem_id']!r}, which is not given"
-            )
+            raise ValueError(f"traces: {row['id']!r} wants the problem {row['problem_id']!r}, which is not given")
 
 
 def _statuses_so_far(traces: Sequence[Row], out_path: Path) -> dict[str, str]:
@@ -81,8 +75,6 @@ def _statuses_so_far(traces: Sequence[Row], out_path: Path) -> dict[str, str]:
     for row in read_jsonl(out_path, tolerate_cut_end=True):
         name = row["id"]
         if name not in code or row["code"] != code[name]:
-            raise ValueError(
-                f"out_path: {out_path} holds {name!r}, which is not among these traces; remove the file"
-            )
+            raise ValueError(f"out_path: {out_path} holds {name!r}, which is not among these traces; remove the file")
         statuses[name] = row["status"]
     return statuses

@@ -1,5 +1,5 @@
-// Memory of one worker thread: grow-only, so that a batch worked off in descending order of size allocates for its
-// first pair and never again.
+// Memory of one worker thread: grow-only, so that a batch worked off in descending order of size allocates
+// for its first pair and never again.
 #pragma once
 
 #include <cstddef>

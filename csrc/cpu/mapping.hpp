@@ -10,7 +10,8 @@
 namespace structloss {
 
 struct Mapping {
-    std::vector<int32_t> match;  // oriented node of the first tree -> oriented node of the second, -1 unmatched
+    std::vector<int32_t>
+        match;  // oriented node of the first tree -> oriented node of the second, -1 unmatched
 
     void trace(const PairState<Tropical>& pair) {
         match.assign(pair.first.size, -1);
@@ -19,7 +20,8 @@ struct Mapping {
         while (!pending_.empty()) {
             const Forests forests = pending_.back();
             pending_.pop_back();
-            if (forests.first_last < forests.first_first || forests.second_last < forests.second_first) continue;
+            if (forests.first_last < forests.first_first || forests.second_last < forests.second_first)
+                continue;
             fill_table(pair, forests);
             walk(pair, forests);
         }

@@ -22,7 +22,8 @@ constexpr double kWideHigh = 0x1p128;
 constexpr double kWideLow = 0x1p-128;
 constexpr double kWideRadixDown = 0x1p-256;
 constexpr double kWideRadixUp = 0x1p256;
-// Far below every exponent that a product of real weights reaches, far above overflow when two of them add up.
+// Far below every exponent that a product of real weights reaches, far above overflow when two of them add
+// up.
 constexpr int64_t kWideZeroExponent = -(int64_t{1} << 60);
 
 inline Wide normalised(double mantissa, int64_t exponent) {
@@ -117,7 +118,8 @@ inline double probability(Wide value) {
     return std::ldexp(value.mantissa, value.exponent < -8 ? -2048 : static_cast<int>(256 * value.exponent));
 }
 
-// Largest value seen: the range certificate of the plain-double path (tree_alignment.cpp); the others need none.
+// Largest value seen: the range certificate of the plain-double path (tree_alignment.cpp); the others need
+// none.
 inline void see(double& peak, double value) { peak = value > peak ? value : peak; }
 inline void see(double&, Wide) {}
 inline void see(double&, Tropical) {}

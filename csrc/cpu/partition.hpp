@@ -5,9 +5,9 @@
 //     N(F, G) = N(F, G - w) + t(v, w) Z(F - T_v, G - T_w)
 //     t(v, w) = x(v, w) Z(T_v - v, T_w - w),      Z(empty, .) = Z(., empty) = 1, N(empty, .) = 0
 //
-// Every mapping is counted once, so that Z is a sum over mappings and not over edit scripts. In row form, with b the
-// second term of N, a row is a gather, a product and a running sum inside each column segment.
-// Per cell: 2 multiplications, 2 additions (4 and 2 with damping), 3 reads and 1 write of a number.
+// Every mapping is counted once, so that Z is a sum over mappings and not over edit scripts. In row form,
+// with b the second term of N, a row is a gather, a product and a running sum inside each column segment. Per
+// cell: 2 multiplications, 2 additions (4 and 2 with damping), 3 reads and 1 write of a number.
 #pragma once
 
 #include "arena.hpp"
@@ -46,8 +46,8 @@ struct PairState {
 // out[c] = damped previous[c] + N[c] for all columns.
 template <class Number>
 inline void scan_row(const ColumnProgram& columns, const int32_t* leftmost, double damping_first,
-                     double damping_second, const Number* subtree, const Number* previous, const Number* anchor,
-                     Number* out, double& peak) {
+                     double damping_second, const Number* subtree, const Number* previous,
+                     const Number* anchor, Number* out, double& peak) {
     double row_peak = peak;
     for (const ColumnProgram::Segment& segment : columns.segments) {
         const Number* previous_segment = previous + segment.begin;
@@ -59,7 +59,8 @@ inline void scan_row(const ColumnProgram& columns, const int32_t* leftmost, doub
         out_segment[0] = damp(previous_segment[0], damping_first);
         Number running = zero<Number>();
         for (int32_t x = 0; x < segment.count; ++x) {
-            running = damp(running, damping_second) + subtree_segment[x] * anchor_segment[leftmost_segment[x]];
+            running =
+                damp(running, damping_second) + subtree_segment[x] * anchor_segment[leftmost_segment[x]];
             const Number value = damp(previous_segment[x + 1], damping_first) + running;
             out_segment[x + 1] = value;
             see(row_peak, value);
@@ -70,8 +71,8 @@ inline void scan_row(const ColumnProgram& columns, const int32_t* leftmost, doub
 
 // t(i, j) for a node i on the spine of the current table; `previous` is the row of the forest T_i - i.
 template <class Number>
-inline void subtree_row(const ColumnProgram& columns, int32_t count, const Number* weight, const Number* previous,
-                        Number* subtree, double& peak) {
+inline void subtree_row(const ColumnProgram& columns, int32_t count, const Number* weight,
+                        const Number* previous, Number* subtree, double& peak) {
     double row_peak = peak;
     for (int32_t j = 0; j < count; ++j) {
         subtree[j] = weight[j] * previous[columns.interior[j]];
@@ -101,8 +102,8 @@ void run_table(PairState<Number>& pair, size_t table) {
         Number* subtree = pair.subtree.get() + row.node * count;
         const Number* previous = pair.slot(row.previous_slot);
         if (row.spine) {
-            subtree_row(pair.columns, pair.second.size, pair.weight.get() + row.node * count, previous, subtree,
-                        pair.peak);
+            subtree_row(pair.columns, pair.second.size, pair.weight.get() + row.node * count, previous,
+                        subtree, pair.peak);
         }
         scan_row(pair.columns, pair.second.leftmost.data(), pair.damping_first, pair.damping_second, subtree,
                  previous, pair.slot(row.anchor_slot), pair.slot(row.slot), pair.peak);

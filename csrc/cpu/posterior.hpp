@@ -1,6 +1,6 @@
-// Reverse pass: the posterior P(i, j) = x dZ/dx / Z of every node pair, by the adjoint of partition.hpp. All values
-// are sums of products of non-negative numbers, no division but the seed 1 / Z, so the same number types serve.
-// Per cell: 4 multiplications and 4 additions, 5 reads and 3 writes of a number.
+// Reverse pass: the posterior P(i, j) = x dZ/dx / Z of every node pair, by the adjoint of partition.hpp. All
+// values are sums of products of non-negative numbers, no division but the seed 1 / Z, so the same number
+// types serve. Per cell: 4 multiplications and 4 additions, 5 reads and 3 writes of a number.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@ struct Adjoints {
     double peak = 0.0;       // largest adjoint, plain doubles only
 };
 
-// Takes the adjoint of one row apart: `current` turns into the damped part that belongs to the row before it, the
-// products go to the subtree terms and to the anchor row.
+// Takes the adjoint of one row apart: `current` turns into the damped part that belongs to the row before it,
+// the products go to the subtree terms and to the anchor row.
 template <class Number>
 inline void adjoint_row(const ColumnProgram& columns, const int32_t* leftmost, double damping_first,
                         double damping_second, const Number* subtree, const Number* anchor, Number* current,
@@ -59,8 +59,8 @@ void reverse_table(PairState<Number>& pair, Adjoints<Number>& adjoint, size_t ta
         Number* adjoint_subtree = adjoint.subtree.get() + row.node * count;
         if (row.top) std::fill_n(adjoint_anchor, width, zero<Number>());
         adjoint_row(pair.columns, pair.second.leftmost.data(), pair.damping_first, pair.damping_second,
-                    pair.subtree.get() + row.node * count, pair.slot(row.anchor_slot), current, adjoint_subtree,
-                    adjoint_anchor, adjoint.peak);
+                    pair.subtree.get() + row.node * count, pair.slot(row.anchor_slot), current,
+                    adjoint_subtree, adjoint_anchor, adjoint.peak);
         if (row.leaf) {
             for (size_t c = 0; c < width; ++c) current[c] = current[c] + adjoint_anchor[c];
         }
@@ -80,8 +80,8 @@ void reverse_table(PairState<Number>& pair, Adjoints<Number>& adjoint, size_t ta
     for (size_t c = 0; c < width; ++c) see(adjoint.peak, current[c]);
 }
 
-// Fills adjoint.subtree; the posterior is adjoint.subtree * pair.subtree, element by element. With kKeepTable the
-// anchor rows of all tables but the last are computed again.
+// Fills adjoint.subtree; the posterior is adjoint.subtree * pair.subtree, element by element. With kKeepTable
+// the anchor rows of all tables but the last are computed again.
 template <class Number>
 void run_reverse(PairState<Number>& pair, Adjoints<Number>& adjoint, Number partition, bool all_rows_kept) {
     const size_t width = pair.columns.width;

@@ -31,16 +31,18 @@ std::vector<PairPlan> plan_pairs(const TreePairs<Cost>& pairs, int64_t* used) {
         const int64_t n = pairs.sizes_a[p];
         const int64_t m = pairs.sizes_b[p];
         if (n < 0 || n > pairs.width_a || m < 0 || m > pairs.width_b) {
-            throw std::invalid_argument("sizes of pair " + std::to_string(p) + " are " + std::to_string(n) + " and " +
-                                        std::to_string(m) + ", outside the padded widths " +
-                                        std::to_string(pairs.width_a) + " and " + std::to_string(pairs.width_b));
+            throw std::invalid_argument("sizes of pair " + std::to_string(p) + " are " + std::to_string(n) +
+                                        " and " + std::to_string(m) + ", outside the padded widths " +
+                                        std::to_string(pairs.width_a) + " and " +
+                                        std::to_string(pairs.width_b));
         }
         const TreeWork first = tree_work(pairs.leftmost_a + p * pairs.width_a, n, parent, scratch);
         const TreeWork second = tree_work(pairs.leftmost_b + p * pairs.width_b, m, parent, scratch);
         const SideChoice side = choose_side(first, second);
         if (pairs.method == Method::kExact && side.cells > pairs.max_cells) {
-            throw std::invalid_argument("method=\"exact\" needs " + std::to_string(side.cells) + " cells for pair " +
-                                        std::to_string(p) + " (" + std::to_string(n) + " and " + std::to_string(m) +
+            throw std::invalid_argument("method=\"exact\" needs " + std::to_string(side.cells) +
+                                        " cells for pair " + std::to_string(p) + " (" + std::to_string(n) +
+                                        " and " + std::to_string(m) +
                                         " nodes), more than max_cells = " + std::to_string(pairs.max_cells) +
                                         "; raise max_cells or use method=\"auto\" or \"flattened\"");
         }
@@ -52,14 +54,16 @@ std::vector<PairPlan> plan_pairs(const TreePairs<Cost>& pairs, int64_t* used) {
     return plan;
 }
 
-// Works the pairs off in descending order of cells, each thread with a worker (and its memory) of its own. A pair's
-// result does not depend on the thread that it meets; of several failures the one of the first pair is reported.
+// Works the pairs off in descending order of cells, each thread with a worker (and its memory) of its own. A
+// pair's result does not depend on the thread that it meets; of several failures the one of the first pair is
+// reported.
 template <class MakeWorker>
 void for_each_pair(const std::vector<PairPlan>& plan, int64_t threads, MakeWorker make_worker) {
     const int64_t batch = static_cast<int64_t>(plan.size());
     std::vector<int64_t> order(batch);
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return plan[x].cells > plan[y].cells; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t x, int64_t y) { return plan[x].cells > plan[y].cells; });
     std::vector<std::exception_ptr> failures(batch);
     std::atomic<int64_t> next{0};
     const auto work = [&] {
@@ -87,7 +91,8 @@ void for_each_pair(const std::vector<PairPlan>& plan, int64_t threads, MakeWorke
     }
 }
 
-// The costs of one pair as log weights w(i, j) = (remove_i + insert_j - relabel_ij) / temperature in oriented order.
+// The costs of one pair as log weights w(i, j) = (remove_i + insert_j - relabel_ij) / temperature in oriented
+// order.
 struct LogWeights {
     Buffer<double> values;  // (n, m)
     double base = 0.0;      // sum of remove and insert: the cost of the empty mapping
@@ -97,7 +102,8 @@ struct LogWeights {
     void load(const TreePairs<Cost>& pairs, int64_t p, const PairProgram& program, double temperature) {
         const Cost* remove = pairs.remove + p * pairs.width_a;
         const Cost* insert = pairs.insert + p * pairs.width_b;
-        base = checked_sum("delete", remove, pairs.sizes_a[p], p) + checked_sum("insert", insert, pairs.sizes_b[p], p);
+        base = checked_sum("delete", remove, pairs.sizes_a[p], p) +
+               checked_sum("insert", insert, pairs.sizes_b[p], p);
         largest = -std::numeric_limits<double>::infinity();
         const int32_t n = program.first.size;
         const int32_t m = program.second.size;
@@ -110,16 +116,18 @@ struct LogWeights {
                 const double cost = relabel[column];
                 if (!(cost >= 0.0)) refuse("relabel", cost, p, row, column);
                 const double weight =
-                    (static_cast<double>(remove[row]) + static_cast<double>(insert[column]) - cost) / temperature;
+                    (static_cast<double>(remove[row]) + static_cast<double>(insert[column]) - cost) /
+                    temperature;
                 *out++ = weight;
                 largest = weight > largest ? weight : largest;
             }
         }
         // Beyond this, n * m weights could leave the exponents of Wide.
         if (largest > 1e15 || !(base <= std::numeric_limits<double>::max())) {
-            throw std::invalid_argument("costs of pair " + std::to_string(p) + " are too large: (delete + insert - "
-                                        "relabel) / temperature reaches " + std::to_string(largest) +
-                                        ", at most 1e15 is supported");
+            throw std::invalid_argument("costs of pair " + std::to_string(p) +
+                                        " are too large: (delete + insert - "
+                                        "relabel) / temperature reaches " +
+                                        std::to_string(largest) + ", at most 1e15 is supported");
         }
     }
 
@@ -135,14 +143,16 @@ struct LogWeights {
     static double checked_sum(const char* name, const Cost* costs, int64_t count, int64_t p) {
         double sum = 0.0;
         for (int64_t i = 0; i < count; ++i) {
-            if (!(costs[i] >= 0 && costs[i] <= std::numeric_limits<Cost>::max())) refuse(name, costs[i], p, i, -1);
+            if (!(costs[i] >= 0 && costs[i] <= std::numeric_limits<Cost>::max()))
+                refuse(name, costs[i], p, i, -1);
             sum += costs[i];
         }
         return sum;
     }
 };
 
-// weight = exp(log weight - 2 * tilt). Costs repeat (0 and 1 by default), and exp is dear beside the recursion.
+// weight = exp(log weight - 2 * tilt). Costs repeat (0 and 1 by default), and exp is dear beside the
+// recursion.
 template <class Number>
 void set_weights(const LogWeights& logs, double tilt, PairState<Number>& pair) {
     const size_t count = static_cast<size_t>(pair.first.size) * pair.second.size;
@@ -166,12 +176,12 @@ void set_weights(const LogWeights& logs, double tilt, PairState<Number>& pair) {
 // largest * min(a, b) + (a + b) ln 2 - tilt (a + b): the number of mappings is at most 2^(a + b). `safe_tilt`
 // centres that interval and is safe where it is narrow enough, whatever the trees are.
 //
-// Where it is wider, a tilt that fits the typical pair is tried and *certified*: if all values of the forward pass
-// and all adjoints of the reverse pass (seeded with 1 / Z~) stay below kPeak = 2^960, then underflow was harmless.
-// Every operation loses at most 2^-1074 by underflow, a value loses its error times its adjoint and an adjoint its
-// error times its value, so the relative loss is below 2^-114 times the number of operations. A match weight that
-// underflows has w < 2 * tilt - 708, and P(i, j) <= exp(w): with tilt <= 300 that is below e^-108.
-// Without a certificate the pair is computed in Wide, never with a saturated value.
+// Where it is wider, a tilt that fits the typical pair is tried and *certified*: if all values of the forward
+// pass and all adjoints of the reverse pass (seeded with 1 / Z~) stay below kPeak = 2^960, then underflow was
+// harmless. Every operation loses at most 2^-1074 by underflow, a value loses its error times its adjoint and
+// an adjoint its error times its value, so the relative loss is below 2^-114 times the number of operations.
+// A match weight that underflows has w < 2 * tilt - 708, and P(i, j) <= exp(w): with tilt <= 300 that is
+// below e^-108. Without a certificate the pair is computed in Wide, never with a saturated value.
 constexpr double kPeak = 0x1p960;
 constexpr double kSafeLogRange = 650.0;
 constexpr double kLargestTilt = 300.0;
@@ -226,7 +236,8 @@ class SoftWorker {
             return;
         }
         program_.rows.build(program_.first, RowProgram::Storage::kKeepAll);
-        const size_t bytes = static_cast<size_t>(program_.rows.slots) * program_.columns.width * sizeof(double);
+        const size_t bytes =
+            static_cast<size_t>(program_.rows.slots) * program_.columns.width * sizeof(double);
         all_rows_kept_ = bytes <= kKeepAllBytes;
         if (!all_rows_kept_) program_.rows.build(program_.first, RowProgram::Storage::kKeepTable);
     }
@@ -363,7 +374,8 @@ void hard_tree_alignment(const TreePairs<Cost>& pairs, Cost* distance, int64_t* 
 }
 
 template void soft_tree_alignment<float>(const TreePairs<float>&, double, float*, float*, float*, int64_t*);
-template void soft_tree_alignment<double>(const TreePairs<double>&, double, double*, double*, double*, int64_t*);
+template void soft_tree_alignment<double>(const TreePairs<double>&, double, double*, double*, double*,
+                                          int64_t*);
 template void hard_tree_alignment<float>(const TreePairs<float>&, float*, int64_t*, int64_t*, int64_t*);
 template void hard_tree_alignment<double>(const TreePairs<double>&, double*, int64_t*, int64_t*, int64_t*);
 

@@ -7,8 +7,8 @@ namespace structloss {
 
 enum class Method : int64_t { kExact = 0, kFlattened = 1, kAuto = 2 };
 
-// Costs are row-major: relabel (batch, width_a, width_b), remove (batch, width_a), insert (batch, width_b); leftmost
-// (batch, width). Padding is never read.
+// Costs are row-major: relabel (batch, width_a, width_b), remove (batch, width_a), insert (batch, width_b);
+// leftmost (batch, width). Padding is never read.
 template <class Cost>
 struct TreePairs {
     int64_t batch;
@@ -26,9 +26,9 @@ struct TreePairs {
     int64_t threads;
 };
 
-// value, entropy, (batch,); posterior (batch, width_a, width_b), zero-filled by the caller, or null; used (batch,)
-// gets the method of each pair. The derivative of the value with respect to the temperature is -entropy, filled
-// only with a posterior. Throws std::invalid_argument that names the argument.
+// value, entropy, (batch,); posterior (batch, width_a, width_b), zero-filled by the caller, or null; used
+// (batch,) gets the method of each pair. The derivative of the value with respect to the temperature is
+// -entropy, filled only with a posterior. Throws std::invalid_argument that names the argument.
 template <class Cost>
 void soft_tree_alignment(const TreePairs<Cost>& pairs, double temperature, Cost* value, Cost* posterior,
                          Cost* entropy, int64_t* used);

@@ -31,8 +31,7 @@ def check_outputs(outputs: Sequence[str], choices: Sequence[str]) -> None:
 def check_backend(backend: str) -> None:
     if backend in _ABSENTBACKENDS:
         raise ValueError(
-            f"backend={backend!r} of the LM head is not in this build, which has "
-            f"{' and '.join(map(repr, BACKENDS))}"
+            f"backend={backend!r} of the LM head is not in this build, which has {' and '.join(map(repr, BACKENDS))}"
         )
     check_choice("backend", backend, (*BACKENDS, *_ABSENTBACKENDS))
 
@@ -124,15 +123,11 @@ def check_numbers(
         raise ValueError(f"chunk_bytes must be None or >= 1, got {chunk_bytes}")
 
 
-def split_denominator(
-    denominator: Tensor | float | None, reduction: str
-) -> tuple[Tensor | None, float | None]:
+def split_denominator(denominator: Tensor | float | None, reduction: str) -> tuple[Tensor | None, float | None]:
     if denominator is None:
         return None, None
     if reduction != "mean":
-        raise ValueError(
-            f"denominator is what reduction='mean' divides by; got it with reduction={reduction!r}"
-        )
+        raise ValueError(f"denominator is what reduction='mean' divides by; got it with reduction={reduction!r}")
     if not isinstance(denominator, Tensor):
         return None, float(denominator)
     if denominator.dim() != 0:

@@ -153,12 +153,24 @@ def head_pass(
         row_pass(logits, inputs[part], formula, row_space, _part(results, part))
         if not needs:
             continue
+        back = None
+        if head.lora_a is not None and head.lora_b is not None and (needs.input or needs.lora_a):
+            back = logits @ head.lora_b
         if gradients.input is not None:
             target = gradients.input[part] if dx_space is None else dx_space[:size]
-            _input_gradient(logits, head, out=target)
+            torch.mm(logits, head.weight, out=target)
+            if back is not None and head.lora_a is not None:
+                target.addmm_(back, head.lora_a, alpha=head.lora_scale)
             if index is not None:
                 gradients.input.index_copy_(0, index, target)
-        _add_head_gradients(gradients, logits, x_chunk, low_rank, head, first=start == 0)
+        if gradients.weight is not None:
+            _add_weight_gradient(gradients.weight, logits, x_chunk, first=start == 0)
+        if gradients.bias is not None:
+            gradients.bias += logits.sum(0, dtype=gradients.bias.dtype)
+        if gradients.lora_a is not None and back is not None:
+            gradients.lora_a += (back.t() @ x_chunk).mul_(head.lora_scale)
+        if gradients.lora_b is not None and low_rank is not None:
+            gradients.lora_b += (logits.t() @ low_rank).mul_(head.lora_scale)
     return results, gradients
 
 
@@ -172,9 +184,7 @@ def _part(results: RowResults, part: slice) -> RowResults:
     )
 
 
-def _zero_gradients(
-    x: Tensor, head: Head, rows: KeptRows, needs: Needs, accumulate: torch.dtype
-) -> Gradients:
+def _zero_gradients(x: Tensor, head: Head, rows: KeptRows, needs: Needs, accumulate: torch.dtype) -> Gradients:
     # The first chunk overwrites the weight's gradient, so it is cleared only where there is no chunk at all.
     fresh = torch.zeros if rows.count == 0 else torch.empty
     device = x.device
@@ -204,25 +214,6 @@ def _logits(x: Tensor, head: Head, *, out: Tensor) -> Tensor | None:
     low_rank = x @ head.lora_a.t()
     out.addmm_(low_rank, head.lora_b.t(), alpha=head.lora_scale)
     return low_rank
-
-
-def _input_gradient(dlogits: Tensor, head: Head, *, out: Tensor) -> None:
-    torch.mm(dlogits, head.weight, out=out)
-    if head.lora_a is not None and head.lora_b is not None:
-        out.addmm_(dlogits @ head.lora_b, head.lora_a, alpha=head.lora_scale)
-
-
-def _add_head_gradients(
-    gradients: Gradients, dlogits: Tensor, x: Tensor, low_rank: Tensor | None, head: Head, *, first: bool
-) -> None:
-    if gradients.weight is not None:
-        _add_weight_gradient(gradients.weight, dlogits, x, first=first)
-    if gradients.bias is not None:
-        gradients.bias += dlogits.sum(0, dtype=gradients.bias.dtype)
-    if gradients.lora_a is not None and head.lora_b is not None:
-        gradients.lora_a += ((dlogits @ head.lora_b).t() @ x).mul_(head.lora_scale)
-    if gradients.lora_b is not None and low_rank is not None:
-        gradients.lora_b += (dlogits.t() @ low_rank).mul_(head.lora_scale)
 
 
 def _add_weight_gradient(total: Tensor, dlogits: Tensor, x: Tensor, *, first: bool) -> None:

@@ -209,8 +209,7 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
     if not outputs:
         return loss
     asked = [
-        value.reshape(target.shape) if name in outputs else None
-        for name, value in zip(OUTPUTS, per_token, strict=True)
+        value.reshape(target.shape) if name in outputs else None for name, value in zip(OUTPUTS, per_token, strict=True)
     ]
     return LinearCrossEntropyOutput(loss, *asked)
 

@@ -183,21 +183,15 @@ def scale_gradient_pass(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> 
     return result
 
 
-linear_cross_entropy_op = torch.library.custom_op(
-    "structloss::linear_cross_entropy", forward_pass, mutates_args=()
-)
+linear_cross_entropy_op = torch.library.custom_op("structloss::linear_cross_entropy", forward_pass, mutates_args=())
 linear_cross_entropy_backward_op = torch.library.custom_op(
     "structloss::linear_cross_entropy_backward", backward_pass, mutates_args=()
 )
-scale_gradient_op = torch.library.custom_op(
-    "structloss::scale_gradient", scale_gradient_pass, mutates_args=()
-)
+scale_gradient_op = torch.library.custom_op("structloss::scale_gradient", scale_gradient_pass, mutates_args=())
 
 
 def _accumulator(input: Tensor, weight: Tensor, chunk_bytes: int | None) -> torch.dtype:
-    return accumulator_dtype(
-        input.shape[0], weight.shape[0], input.dtype, input.device.type, chunk_bytes=chunk_bytes
-    )
+    return accumulator_dtype(input.shape[0], weight.shape[0], input.dtype, input.device.type, chunk_bytes=chunk_bytes)
 
 
 def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -211,9 +205,7 @@ def _spread(values: Tensor, index: Tensor | None, total: int, fill: int) -> Tens
     return values.new_full((total,), fill).index_copy_(0, index, values)
 
 
-def _gradient_outputs(
-    gradients: Gradients, input: Tensor, weight: Tensor, chunk_bytes: int | None
-) -> Backward:
+def _gradient_outputs(gradients: Gradients, input: Tensor, weight: Tensor, chunk_bytes: int | None) -> Backward:
     narrow, dtype = input.dtype, row_dtype(input.dtype)
     types = (narrow, _accumulator(input, weight, chunk_bytes), dtype, dtype, dtype)
     values = (gradients.input, gradients.weight, gradients.bias, gradients.lora_a, gradients.lora_b)
@@ -250,9 +242,7 @@ def _(input: Tensor, weight: Tensor, target: Tensor, *args: Any) -> Forward:
     total, dtype = input.shape[0], row_dtype(input.dtype)
     loss = input.new_empty((total,) if reduction == "none" else (), dtype=dtype)
     types = (dtype, dtype, dtype, torch.int64)
-    per_token = [
-        input.new_empty((total if wanted else 0,), dtype=t) for wanted, t in zip(wants, types, strict=True)
-    ]
+    per_token = [input.new_empty((total if wanted else 0,), dtype=t) for wanted, t in zip(wants, types, strict=True)]
     gradients = _fake_gradients(input, weight, bias, lora_a, lora_b, chunk_bytes, needs)
     return (loss, *gradients, per_token[0], per_token[1], per_token[2], per_token[3])
 
@@ -281,9 +271,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Forward) -> No
     ctx.made_in_forward = any(needs)
     ctx.made = list(needs)
     if not ctx.made_in_forward:
-        ctx.save_for_backward(
-            input, weight, target, bias, class_weight, token_weight, denominator, lora_a, lora_b
-        )
+        ctx.save_for_backward(input, weight, target, bias, class_weight, token_weight, denominator, lora_a, lora_b)
     elif output[0].dim() == 0:
         ctx.save_for_backward(*output[1:6])
     else:
@@ -354,8 +342,7 @@ def _recompute(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
         needs,
     )
     return [
-        gradient.to(dtype) if needed else None
-        for gradient, dtype, needed in zip(made, ctx.dtypes, needs, strict=True)
+        gradient.to(dtype) if needed else None for gradient, dtype, needed in zip(made, ctx.dtypes, needs, strict=True)
     ]
 
 

@@ -95,9 +95,7 @@ class RowResults:
 class RowWorkspace:
     """Scratch for one block of rows, allocated once a call."""
 
-    def __init__(
-        self, like: Tensor, vocab: int, formula: RowFormula, *, max_rows: int, entropy: bool
-    ) -> None:
+    def __init__(self, like: Tensor, vocab: int, formula: RowFormula, *, max_rows: int, entropy: bool) -> None:
         dtype = row_dtype(like.dtype)
         budget = _BLOCK_BYTES.get(like.device.type, _BLOCK_BYTES_ELSEWHERE)
         if like.device.type == "cpu":

@@ -119,10 +119,13 @@ class StructureCollator:
 
     Args:
         pad_token_id: id to pad with.
+        with_groups: give `group_id` and `passed` even where no example of a batch is in a group, as a loss with a
+            pathway term wants.
     """
 
-    def __init__(self, pad_token_id: int) -> None:
+    def __init__(self, pad_token_id: int, *, with_groups: bool = False) -> None:
         self.pad_token_id = pad_token_id
+        self.with_groups = with_groups
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         rows, width = len(examples), max(len(example) for example in examples)
@@ -138,7 +141,7 @@ class StructureCollator:
             labels[row, :tokens] = np.where(example.regions == PROMPT, IGNORE_INDEX, example.input_ids)
             regions[row, :tokens] = example.regions
             token_node[row, :tokens] = example.token_node
-        grouped = any(example.passed is not None for example in examples)
+        grouped = self.with_groups or any(example.passed is not None for example in examples)
         structure = StructureBatch(
             labels=torch.from_numpy(labels),
             regions=torch.from_numpy(regions),

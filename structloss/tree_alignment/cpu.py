@@ -80,9 +80,7 @@ def soft_tree_alignment(
     need_posterior: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Value (B,), posterior (B, N, M) or None, entropy (B,), method index (B,)."""
-    block, kept = _addresses(
-        relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b, method, max_cells
-    )
+    block, kept = _addresses(relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b, method, max_cells)
     value = relabel.new_empty(relabel.shape[0])
     entropy = torch.empty_like(value)
     used = torch.empty(relabel.shape[0], dtype=torch.int64)
@@ -107,9 +105,7 @@ def hard_tree_alignment(
     need_mapping: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Distance (B,), partners (B, N) and (B, M) or None, method index (B,)."""
-    block, kept = _addresses(
-        relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b, method, max_cells
-    )
+    block, kept = _addresses(relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b, method, max_cells)
     distance = relabel.new_empty(relabel.shape[0])
     used = torch.empty(relabel.shape[0], dtype=torch.int64)
     match_a = torch.full_like(delete, -1, dtype=torch.int64) if need_mapping else None

@@ -28,7 +28,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
         if cpu.import_error is not None:
             raise RuntimeError(
                 f'backend="cpu" needs the compiled extension structloss._C ({cpu.import_error}); build it with '
-                "`pip install .` in a checkout, or use backend=\"reference\""
+                '`pip install .` in a checkout, or use backend="reference"'
             )
         return backend
     if backend != "auto":

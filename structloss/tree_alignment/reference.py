@@ -31,8 +31,8 @@ def parents_from_leftmost(leftmost: Sequence[int]) -> list[int]:
     parent = [size] * size
     open_roots: list[int] = []
     for i, first in enumerate(leftmost):
-        covered = i if 0 <= first <= i else -1
-        while covered > first:
+        covered = i
+        while 0 <= first < covered:
             child = open_roots.pop()
             parent[child] = i
             covered = leftmost[child]
@@ -78,7 +78,10 @@ def _tables(leftmost: Sequence[int]) -> list[tuple[int, int]]:
 
 @dataclass
 class _Columns:
-    """All keyroot tables of the second tree side by side: (tables, 1 + longest) with a boundary column each."""
+    """All keyroot tables of the second tree side by side: (tables, 1 + longest) with a boundary column each.
+
+    Tables of one node are left out: the inside of a leaf is empty, as every boundary column says.
+    """
 
     tables: list[tuple[int, int]]
     node: Tensor  # (tables, longest)
@@ -88,7 +91,8 @@ class _Columns:
 
     @staticmethod
     def of(leftmost: Sequence[int]) -> _Columns:
-        tables = _tables(leftmost)
+        *inner, whole = _tables(leftmost)
+        tables = [*((first, last) for first, last in inner if first < last), whole]
         longest = max(last - first + 1 for first, last in tables)
         node, anchor, padding = [], [], []
         interior = [0] * len(leftmost)
@@ -198,6 +202,8 @@ def best_mapping(
     pending = [(0, len(leftmost_a) - 1, 0, len(leftmost_b) - 1)]
     while pending:
         first, i, left, j = pending.pop()
+        if i < first or j < left:
+            continue
         rows = forward.rows[table_of[first]]
         segment = segment_of[left]
         while i >= first and j >= left:
@@ -304,6 +310,11 @@ def soft_tree_alignment(
         if n == 0 or m == 0:
             continue
         log_weight = pair.weight / temperature
+        if log_weight.max() > 1e15:
+            raise ValueError(
+                f"costs of pair {p} are too large: (delete + insert - relabel) / temperature reaches "
+                f"{log_weight.max().item()}, at most 1e15 is supported"
+            )
         if posterior is None:
             log_z = log_partition(pair.leftmost_a, pair.leftmost_b, log_weight)
         else:

@@ -147,17 +147,13 @@ def test_torch_cross_entropy(reduction: str, eps: float, class_weighted: bool) -
     expected = F.cross_entropy(logits, target, weight=classes, reduction=reduction, label_smoothing=eps)
     torch.testing.assert_close(loss, expected, **EXACT)
     up = upstream_like(loss)
-    for g, e in zip(
-        torch.autograd.grad(loss, mine, up), torch.autograd.grad(expected, truth, up), strict=True
-    ):
+    for g, e in zip(torch.autograd.grad(loss, mine, up), torch.autograd.grad(expected, truth, up), strict=True):
         torch.testing.assert_close(g, e, **EXACT)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("mode", ["auto", "min_memory"])
-@pytest.mark.parametrize(
-    "trainable", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)]
-)
+@pytest.mark.parametrize("trainable", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_each_input_asks_for_its_own_gradient(
     reduction: str, mode: str, trainable: tuple[int, ...], weighted: bool
@@ -170,9 +166,7 @@ def test_each_input_asks_for_its_own_gradient(
     loss = linear_cross_entropy(
         mine[0], mine[1], target, linear_bias=mine[2], mode=mode, chunk_bytes=4 * 31 * 8, **options
     )
-    expected = linear_cross_entropy(
-        truth[0], truth[1], target, linear_bias=truth[2], backend="reference", **options
-    )
+    expected = linear_cross_entropy(truth[0], truth[1], target, linear_bias=truth[2], backend="reference", **options)
     up = upstream_like(loss) * 2.5
     loss.backward(up)
     expected.backward(up)

@@ -14,9 +14,7 @@ from structloss.lm_head import linear_cross_entropy, linear_logprob
 from structloss.lm_head.chunks import rows_per_chunk
 
 
-def problem(
-    n: int, d: int, v: int, *, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> tuple[Tensor, ...]:
+def problem(n: int, d: int, v: int, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, ...]:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=g, dtype=torch.float64).to(dtype)
     weight = torch.randn(v, d, generator=g, dtype=torch.float64).to(dtype)
@@ -30,9 +28,12 @@ def loss_and_gradients(x: Tensor, weight: Tensor, target: Tensor, **options: Any
     return [loss.detach(), *torch.autograd.grad(loss.sum() * 1.5, [x, weight])]
 
 
-def torch_loss_and_gradients(x: Tensor, weight: Tensor, target: Tensor, **options: Any) -> list[Tensor]:
+def torch_loss_and_gradients(
+    x: Tensor, weight: Tensor, target: Tensor, *, logits_dtype: torch.dtype | None = None, **options: Any
+) -> list[Tensor]:
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    loss = F.cross_entropy(F.linear(x, weight), target, **options)
+    logits = F.linear(x, weight)
+    loss = F.cross_entropy(logits.to(logits_dtype or logits.dtype), target, **options)
     return [loss.detach(), *torch.autograd.grad(loss.sum() * 1.5, [x, weight])]
 
 
@@ -49,9 +50,7 @@ def test_odd_sizes_and_last_partial_chunk(n: int, v: int, chunk_rows: int) -> No
 def test_chunks_are_balanced_and_within_the_budget() -> None:
     for rows in (1, 5, 127, 128, 129, 1000, 1100, 5000):
         for budget_rows in (1, 3, 40, 600, 1024):
-            chunk = rows_per_chunk(
-                rows, 1000, torch.float32, "cpu", trainable=False, chunk_bytes=budget_rows * 4000
-            )
+            chunk = rows_per_chunk(rows, 1000, torch.float32, "cpu", trainable=False, chunk_bytes=budget_rows * 4000)
             assert 1 <= chunk <= min(rows, budget_rows)
             chunks = -(-rows // chunk)
             last = rows - (chunks - 1) * chunk
@@ -177,9 +176,7 @@ def test_dropped_rows_cannot_leak(mode: str, reduction: str, train_head: bool, d
     clean = x[kept].clone().requires_grad_()
     heads = [weight.clone().requires_grad_(train_head) for _ in range(2)]
     up = torch.linspace(-1, 2, 64, dtype=torch.float64).masked_fill(~kept, torch.inf)
-    loss = linear_cross_entropy(
-        poisoned, heads[0], target, token_weight=token_weight, mode=mode, reduction=reduction
-    )
+    loss = linear_cross_entropy(poisoned, heads[0], target, token_weight=token_weight, mode=mode, reduction=reduction)
     expected = linear_cross_entropy(clean, heads[1], target[kept], mode=mode, reduction=reduction)
     torch.testing.assert_close(loss[kept] if reduction == "none" else loss, expected, rtol=1e-12, atol=0)
     loss.backward(up if reduction == "none" else None)
@@ -260,24 +257,24 @@ def test_nan_logits_are_not_hidden() -> None:
 @pytest.mark.parametrize("v", [97, 1024])
 @pytest.mark.parametrize("chunk_rows", [None, 32])
 def test_bfloat16_error_is_torch_s_own(v: int, chunk_rows: int | None) -> None:
-    """Against float64 on the same bfloat16 numbers, no gradient is worse than 1.5x eager bfloat16 torch's.
-
-    Measured: 0.99-1.01x for the input's gradient, 0.95-1.03x for the weight's, in one chunk and in four.
+    """Against float64 on the same bfloat16 numbers: at most 1.5x eager torch's error, also of the eager code that
+    takes its logits to float32 before the loss. Measured over seeds: 0.61-0.72x and 0.87-1.20x (the upstream scale rounds a second time).
     """
     x, weight, target = problem(128, 64, v, dtype=torch.bfloat16)
     weight = weight * 0.125
     target[::3] = -100
     truth = torch_loss_and_gradients(x.double(), weight.double(), target)
-    eager = torch_loss_and_gradients(x, weight, target)
     chunk_bytes = None if chunk_rows is None else chunk_rows * v * 2
     mine = loss_and_gradients(x, weight, target, chunk_bytes=chunk_bytes)
     assert mine[0].dtype == torch.float32
     assert abs(float(mine[0]) - float(truth[0])) < 2e-3
-    for m, e, t in zip(mine[1:], eager[1:], truth[1:], strict=True):
-        assert m.dtype == torch.bfloat16
-        error, own = (m.double() - t).norm() / t.norm(), (e.double() - t).norm() / t.norm()
-        assert 0 < own < 0.02
-        assert error <= 1.5 * own
+    for logits_dtype in (torch.bfloat16, torch.float32):
+        eager = torch_loss_and_gradients(x, weight, target, logits_dtype=logits_dtype)
+        for m, e, t in zip(mine[1:], eager[1:], truth[1:], strict=True):
+            assert m.dtype == torch.bfloat16
+            error, own = (m.double() - t).norm() / t.norm(), (e.double() - t).norm() / t.norm()
+            assert 0 < own < 0.02
+            assert error <= 1.5 * own
 
 
 def test_many_bfloat16_chunks_do_not_lose_the_weight_gradient() -> None:
@@ -290,9 +287,7 @@ def test_many_bfloat16_chunks_do_not_lose_the_weight_gradient() -> None:
     assert (mine.double() - truth).norm() / truth.norm() < 4e-3
 
 
-@pytest.mark.skipif(
-    not os.environ.get("STRUCTLOSS_BIG_TESTS"), reason="needs about 9 GB: STRUCTLOSS_BIG_TESTS=1"
-)
+@pytest.mark.skipif(not os.environ.get("STRUCTLOSS_BIG_TESTS"), reason="needs about 9 GB: STRUCTLOSS_BIG_TESTS=1")
 def test_more_than_two_to_the_31_logits() -> None:
     n, v = 2**16 + 1, 2**15
     x = torch.zeros(n, 1, requires_grad=True)
@@ -361,7 +356,5 @@ def test_num_valid_gives_the_same_result() -> None:
     kept = int(((target != -100) & (token_weight != 0)).sum())
     for reduction in ("mean", "none"):
         a = loss_and_gradients(x, weight, target, token_weight=token_weight, reduction=reduction)
-        b = loss_and_gradients(
-            x, weight, target, token_weight=token_weight, reduction=reduction, num_valid=kept
-        )
+        b = loss_and_gradients(x, weight, target, token_weight=token_weight, reduction=reduction, num_valid=kept)
         assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))

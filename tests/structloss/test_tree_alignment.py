@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tree_alignment_oracle import (
+from tests.structloss.test_tree_alignment_oracle import (
     Parents,
     all_mappings,
     chain,
@@ -123,9 +123,7 @@ def parents_of(pops: list[int]) -> Parents:
 
 @settings(max_examples=60, deadline=None)
 @given(tree_strategy, tree_strategy, st.sampled_from([2.0, 0.4, 0.05]), st.integers(0, 1000))
-def test_properties_of_random_trees(
-    tree_a: Parents, tree_b: Parents, temperature: float, seed: int
-) -> None:
+def test_properties_of_random_trees(tree_a: Parents, tree_b: Parents, temperature: float, seed: int) -> None:
     n, m = len(tree_a), len(tree_b)
     a, b = tree_batch([tree_a]), tree_batch([tree_b])
     relabel, delete, insert = random_costs(1, n, m, seed)
@@ -231,9 +229,7 @@ def test_empty_batch_and_empty_trees(backend: str) -> None:
     assert align_trees(nothing, nothing, backend=backend).method == ()
     none, three = TreeBatch.from_parents([[]], [[]]), TreeBatch.from_parents([[1, 1, 1]], [[2, 2, -1]])
     insert = torch.tensor([[0.5, 1.0, 2.0]], requires_grad=True)
-    value, posterior = soft_tree_edit_distance(
-        none, three, insert=insert, return_posterior=True, backend=backend
-    )
+    value, posterior = soft_tree_edit_distance(none, three, insert=insert, return_posterior=True, backend=backend)
     assert value.item() == 3.5
     assert posterior.shape == (1, 0, 3)
     assert torch.autograd.grad(value, insert)[0].tolist() == [[1.0, 1.0, 1.0]]

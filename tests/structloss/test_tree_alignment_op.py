@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_tree_alignment_oracle import padded_labels, random_costs, random_parents
+from tests.structloss.test_tree_alignment_oracle import padded_labels, random_costs, random_parents
 from torch import Tensor
 
 from structloss.tree_alignment import align_trees, cpu, op, soft_tree_edit_distance, tree_edit_distance
@@ -25,9 +25,9 @@ def pairs(seed: int = 0, sizes: list[tuple[int, int]] = SIZES) -> tuple[TreeBatc
     return TreeBatch.from_parents(padded_labels(a, 0), a), TreeBatch.from_parents(padded_labels(b, 1), b)
 
 
-def costs_of(a: TreeBatch, b: TreeBatch, seed: int = 0, **options: float) -> list[Tensor]:
-    costs = random_costs(len(a), a.label.shape[1], b.label.shape[1], seed, **options)
-    return [cost.requires_grad_() for cost in costs]
+def costs_of(a: TreeBatch, b: TreeBatch, seed: int = 0, forbidden: float = 0.1, lowest: float = 0.0) -> list[Tensor]:
+    costs = random_costs(len(a), a.label.shape[1], b.label.shape[1], seed, forbidden)
+    return [(cost + lowest).requires_grad_() for cost in costs]
 
 
 def soft(a: TreeBatch, b: TreeBatch, costs: list[Tensor], **options: object) -> Tensor:
@@ -41,7 +41,8 @@ def soft(a: TreeBatch, b: TreeBatch, costs: list[Tensor], **options: object) -> 
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
 def test_gradcheck(backend: str, temperature: float) -> None:
     a, b = pairs()
-    costs = costs_of(a, b, forbidden=0.0)
+    # Finite differences step below the lowest cost, and a negative cost is refused.
+    costs = costs_of(a, b, forbidden=0.0, lowest=0.05)
 
     def value(*costs: Tensor) -> Tensor:
         return soft(a, b, list(costs), temperature=temperature, backend=backend)
@@ -107,8 +108,7 @@ def test_entropy_is_minus_the_derivative_to_temperature() -> None:
 
 def test_hard_distance_has_the_subgradient_of_its_mapping() -> None:
     a, b = pairs()
-    costs = costs_of(a, b, forbidden=0.0)
-    relabel, delete, insert = costs
+    relabel, delete, insert = costs_of(a, b, forbidden=0.0, lowest=0.05)
 
     def value(relabel: Tensor, delete: Tensor, insert: Tensor) -> Tensor:
         return tree_edit_distance(a, b, relabel=relabel, delete=delete, insert=insert)
@@ -168,9 +168,7 @@ def test_opcheck() -> None:
     costs = costs_of(a, b, forbidden=0.0)
     trees = (a.leftmost, b.leftmost, a.sizes, b.sizes)
     for backend in ("cpu", "reference"):
-        torch.library.opcheck(
-            op.soft_tree_alignment, (*costs, *trees, 0.7, "exact", 1 << 20, backend, True)
-        )
+        torch.library.opcheck(op.soft_tree_alignment, (*costs, *trees, 0.7, "exact", 1 << 20, backend, True))
         torch.library.opcheck(op.hard_tree_alignment, (*costs, *trees, "auto", 9, backend, True))
     plain = [cost.detach() for cost in costs]
     torch.library.opcheck(op.soft_tree_alignment, (*plain, *trees, 0.7, "auto", 1, "auto", False))
@@ -178,9 +176,7 @@ def test_opcheck() -> None:
     posterior = torch.rand_like(plain[0])
     grad = torch.rand(len(a), dtype=torch.float64)
     for needs in ((True, False, True), (False, True, False)):
-        torch.library.opcheck(
-            op.soft_tree_alignment_backward, (grad, posterior, a.sizes, b.sizes, *plain, *needs)
-        )
+        torch.library.opcheck(op.soft_tree_alignment_backward, (grad, posterior, a.sizes, b.sizes, *plain, *needs))
 
 
 def test_compiles_without_a_graph_break() -> None:
@@ -235,9 +231,7 @@ def test_cuda_tensors_are_served() -> None:
     expected = soft(a, b, costs)
     assert value.is_cuda
     torch.testing.assert_close(value.cpu(), expected)
-    for x, y in zip(
-        torch.autograd.grad(value.sum(), moved), torch.autograd.grad(expected.sum(), costs), strict=True
-    ):
+    for x, y in zip(torch.autograd.grad(value.sum(), moved), torch.autograd.grad(expected.sum(), costs), strict=True):
         torch.testing.assert_close(x.cpu(), y)
     with pytest.raises(RuntimeError, match="needs CPU tensors"):
         soft(a.to("cuda"), b.to("cuda"), moved, backend="cpu")

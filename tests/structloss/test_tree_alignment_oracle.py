@@ -69,9 +69,7 @@ def _relations(parents: Parents) -> list[list[int]]:
             chain_up.add(node)
         ancestors.append(chain_up)
     size = range(len(parents))
-    return [
-        [1 if u in ancestors[v] else -1 if v in ancestors[u] else 2 if u < v else -2 for v in size] for u in size
-    ]
+    return [[1 if u in ancestors[v] else -1 if v in ancestors[u] else 2 if u < v else -2 for v in size] for u in size]
 
 
 def all_mappings(a: Parents, b: Parents) -> Iterator[Mapping]:
@@ -136,6 +134,10 @@ def log_partition(a: Parents, b: Parents, log_weight: np.ndarray) -> float:
         low_a = first_a[root_a]
         for root_b in roots_b:
             low_b = first_b[root_b]
+            if low_b == root_b and root_b != roots_b[-1]:  # a leaf: nothing inside to sum over
+                spine_a = [i for i in range(low_a, root_a + 1) if first_a[i] == low_a]
+                subtree[spine_a, root_b] = log_weight[spine_a, root_b]
+                continue
             columns = np.arange(low_b, root_b + 1)
             spine_b = left_b[columns] == low_b
             table = np.zeros((root_a - low_a + 2, root_b - low_b + 2))
@@ -149,9 +151,7 @@ def log_partition(a: Parents, b: Parents, log_weight: np.ndarray) -> float:
     return float(table[-1, -1])
 
 
-def random_costs(
-    batch: int, n: int, m: int, seed: int, forbidden: float = 0.1
-) -> tuple[Tensor, Tensor, Tensor]:
+def random_costs(batch: int, n: int, m: int, seed: int, forbidden: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
     """Float64 relabel, delete and insert costs, some of them 0 and a share of the matches forbidden."""
     generator = torch.Generator().manual_seed(seed)
     relabel = 2 * torch.rand(batch, n, m, generator=generator, dtype=torch.float64)

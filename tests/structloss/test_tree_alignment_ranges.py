@@ -8,7 +8,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from test_tree_alignment_oracle import Parents, chain, log_partition, padded_labels, random_parents, star
+from tests.structloss.test_tree_alignment_oracle import (
+    Parents,
+    chain,
+    log_partition,
+    padded_labels,
+    random_parents,
+    star,
+)
 
 from structloss.tree_alignment import align_trees, reference, soft_tree_edit_distance, tree_edit_distance
 from structloss.trees import TreeBatch
@@ -130,9 +137,7 @@ def test_huge_and_nearly_forbidden_costs() -> None:
     torch.testing.assert_close(posterior, twin, rtol=0, atol=1e-12)
     dear = torch.full((1, 20), 1e6, dtype=torch.float64)
     relabel = torch.rand(1, 20, 20, dtype=torch.float64)
-    value, posterior = soft_tree_edit_distance(
-        a, a, relabel=relabel, delete=dear, insert=dear, return_posterior=True
-    )
+    value, posterior = soft_tree_edit_distance(a, a, relabel=relabel, delete=dear, insert=dear, return_posterior=True)
     torch.testing.assert_close(posterior[0], torch.eye(20, dtype=torch.float64), rtol=0, atol=1e-12)
     assert value.item() == pytest.approx(relabel[0].diagonal().sum().item(), abs=1e-8)
 

@@ -286,9 +286,7 @@ FRAGMENTS = [
     )
 )
 def test_any_text_gives_a_tree(source: str | bytes) -> None:
-    check_invariants(
-        parse(source), source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source
-    )
+    check_invariants(parse(source), source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source)
 
 
 def test_error_share_counts_hand_picked_bytes() -> None:
@@ -348,9 +346,7 @@ def test_labels_do_not_depend_on_the_hash_seed() -> None:
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         outputs.add(
-            subprocess.run(
-                [sys.executable, "-c", code], env=environment, check=True, capture_output=True
-            ).stdout
+            subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True).stdout
         )
     assert len(outputs) == 1
     assert json.loads(outputs.pop()) == parse('def f(a, b):\n    return g(a) + "x"').label.tolist()

@@ -72,9 +72,7 @@ def check_token_spans(source: str, spans: np.ndarray) -> None:
     owners = innermost_nodes(tree, spans)
     holders: list[list[int]] = []
     for start, end in spans.tolist():
-        inside = [
-            i for i, (low, high) in enumerate(tree.byte_span.tolist()) if start >= 0 and low <= end - 1 < high
-        ]
+        inside = [i for i, (low, high) in enumerate(tree.byte_span.tolist()) if start >= 0 and low <= end - 1 < high]
         holders.append(inside)
     for i in range(tree.size):
         tokens = [t for t, inside in enumerate(holders) if i in inside]
@@ -139,9 +137,7 @@ def test_batch_is_padded_trees() -> None:
     batch = TreeBatch.from_trees(trees, tokens=tokens)
     n = max(tree.size for tree in trees)
     assert len(batch) == len(SOURCES)
-    assert (
-        batch.label.shape == batch.kind.shape == batch.parent.shape == batch.leftmost.shape == (len(trees), n)
-    )
+    assert batch.label.shape == batch.kind.shape == batch.parent.shape == batch.leftmost.shape == (len(trees), n)
     assert batch.byte_span.shape == batch.token_span.shape == (len(trees), n, 2)
     assert batch.sizes.tolist() == [tree.size for tree in trees]
     assert batch.sizes.dtype == batch.label.dtype == batch.token_span.dtype == torch.int64

@@ -22,8 +22,9 @@ def load(source: str, entry_point: str = "f") -> Callable[[Sequence[Any]], Any]:
     Raises SyntaxError if the source does not compile. Arguments that are lists are copied for each call.
     """
     names: dict[str, Any] = {"_next": next}
-    # `for x in out: out.append(x)` is endless too, so appending makes each loop a suspect.
-    headers = _LOOP_HEADER if ".append" in source else _WHILE_HEADER
+    # Mutants can also extend the list that they walk over, or nest a loop up to a growing total.
+    suspect = ".append" in source or source.count("for ") > 1
+    headers = _LOOP_HEADER if suspect else _WHILE_HEADER
     counted = headers.sub(lambda match: f"{match[0]}\n{match[1]}    _next(_steps)", source)
     exec(compile(counted, "<kata>", "exec"), names)
     function = names[entry_point]

@@ -58,7 +58,7 @@ def mutants(source: str) -> list[Mutant]:
         if text == source or text in found:
             continue
         try:
-            compile(text, "<mutant>", "exec", flags=ast.PyCF_ONLY_AST)
+            compile(text, "<mutant>", "exec")
         except SyntaxError:
             continue
         found[text] = Mutant(kind, text)
@@ -71,6 +71,20 @@ class _Editor:
         function = ast.parse(source).body[0]
         assert isinstance(function, ast.FunctionDef)
         self.function = function
+        # `total *= total` squares at each step: numbers with millions of digits, in a program that never ends.
+        self.squaring = {
+            (name.lineno, name.col_offset): node.target.id
+            for node in ast.walk(function)
+            if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult) and isinstance(node.target, ast.Name)
+            for name in ast.walk(node.value)
+            if isinstance(name, ast.Name)
+        }
+        # Another receiver of `append` is either no list or the list that the loop walks over.
+        self.receivers = {
+            (node.value.lineno, node.value.col_offset)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Attribute) and node.attr in ("append", "add")
+        }
         self.variables = sorted(
             {argument.arg for argument in function.args.args}
             | {node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
@@ -162,8 +176,11 @@ class _Editor:
                 bound = f"[:{self._text(lower)}]" if lower is not None else f"[{self._text(upper)}:]"  # type: ignore[arg-type]
                 yield "clause", self._put(node, self._text(node.value) + bound)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in self.variables:
+            if (node.lineno, node.col_offset) in self.receivers:
+                return
             # Two wrong variables a place, not always the same ones: enough, and not a quadratic number.
-            others = [name for name in self.variables if name != node.id]
+            avoided = (node.id, self.squaring.get((node.lineno, node.col_offset)))
+            others = [name for name in self.variables if name not in avoided]
             for shift in range(min(2, len(others))):
                 other = others[(node.lineno + node.col_offset + shift) % len(others)]
                 yield "variable", self._put(node, other)

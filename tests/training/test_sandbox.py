@@ -1,0 +1,712 @@
+"""The sandbox's verdicts, its walls against hostile programs, and what it leaves behind (nothing)."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training import plain_data
+from training.sandbox import Program, Sandbox, SandboxUnavailable, Verdict, program_from_problem
+
+if sys.platform != "linux":
+    pytest.skip("the sandbox needs Linux", allow_module_level=True)
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    try:
+        opened = Sandbox(workers=2, memory_mb=256).__enter__()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    with opened:
+        yield opened
+
+
+def run(sandbox: Sandbox, source: str, *tests: Any, limit: float = 4.0, setup: str = "") -> Verdict:
+    program = Program("p", textwrap.dedent(source), "f", list(tests), limit, setup)
+    (verdict,) = sandbox.run([program])
+    return verdict
+
+
+def descendants(root: int | None = None) -> set[int]:
+    """Processes below `root` (this one), zombies included."""
+    parent: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent[int(entry.name)] = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found: set[int] = set()
+    layer = {root or os.getpid()}
+    while layer:
+        layer = {pid for pid, above in parent.items() if above in layer}
+        found |= layer
+    return found
+
+
+ADD = "def f(a, b):\n    return a + b\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "test", "status"),
+    [
+        (ADD, "assert f(1, 2) == 3", "passed"),
+        (ADD, "assert f(1, 2) == 4", "failed"),
+        (ADD, {"args": [1, 2], "expected": 3}, "passed"),
+        (ADD, {"args": [1, 2], "expected": 4}, "failed"),
+        (ADD, {"args": [[1], [2]], "expected": [1, 2]}, "passed"),
+        (ADD, {"args": [0.1, 0.2], "expected": 0.3}, "passed"),
+        (ADD, {"args": [0.1, 0.2], "expected": 0.3001}, "failed"),
+        # An assertion is Python's own, without a tolerance.
+        (ADD, "assert f(0.1, 0.2) == 0.3", "failed"),
+        (ADD, "assert f((1,), (2,)) == (1, 2)", "passed"),
+        (ADD, "assert f((1,), (2,)) == [1, 2]", "failed"),
+        (ADD, "assert f(True, False) == True", "passed"),
+        (ADD, "assert f(1, 2)", "passed"),
+        (ADD, "assert f(1, -1)", "failed"),
+        (ADD, "assert not f(1, -1)", "passed"),
+        (ADD, "assert not f(1, 1)", "failed"),
+        (ADD, "assert f(1, 2) != 4", "passed"),
+        (ADD, "assert f(1, 2) != 3", "failed"),
+        (ADD, "assert 2 < f(1, 2)", "passed"),
+        (ADD, "assert 3 < f(1, 2)", "failed"),
+        (ADD, "assert f(1, 2) in (3, 4)", "passed"),
+        (ADD, "assert f(1, 2) not in (3, 4)", "failed"),
+        (ADD, "assert 2 < f(1, 2) < 4", "passed"),
+        (ADD, "assert f(1, 2) == 4 or f(2, 2) == 4", "passed"),
+        (ADD, "assert f(1, 2) == 3 and f(2, 2) == 5", "failed"),
+        (ADD, "assert set(f([1], [2])) == set((2, 1))", "passed"),
+        (ADD, "assert set(f([1], [2])) == set((2, 3))", "failed"),
+        (ADD, "assert math.isclose(f(1, 2), 3.001, rel_tol=0.01)", "passed"),
+        (ADD, "assert math.isclose(f(1, 2), 3.1, rel_tol=0.01)", "failed"),
+        (ADD, "assert f(1, 2) == math.sqrt(9)", "passed"),
+        (ADD, "assert f('a', 'b') == 'ab', 'with a message'", "passed"),
+        (ADD, "assert f(1, 2) == f(2, 1)", "passed"),
+        (ADD, "assert f(1, 2) == f(2, 2)", "failed"),
+        (ADD, "assert f(2, 10**400) == 10**400 + 2", "passed"),
+        (ADD, "assert f(1, 'x') == 3", "error"),
+        (ADD, "assert f(1) == 3", "error"),
+        ("def g(a, b): return 3", "assert f(1, 2) == 3", "error"),
+        ("def g(a, b): return 3", {"args": [1, 2], "expected": 3}, "error"),
+        ("def f(a, b) return 3", "assert f(1, 2) == 3", "error"),
+        ("def f(a, b):\n    assert False", "assert f(1, 2) == 3", "error"),
+        ("def f(a, b): pass", "assert f(1, 2) is None", "passed"),
+        ("def f(a, b): return 1", "assert f(1, 2) is True", "failed"),
+        ("def f(a, b): return float('nan')", "assert f(1, 2) == float('nan')", "failed"),
+        ("def f(a, b): return [float('nan'), a]", {"args": [1, 2], "expected": [float("nan"), 1.0]}, "passed"),
+        ("def f(a, b): return -float('inf')", {"args": [1, 2], "expected": float("inf")}, "failed"),
+        ("def f(a, b): return {(a, b): {1}, None: b'x'}", "assert f(1, 2) == {(1, 2): {1}, None: b'x'}", "passed"),
+        ("from collections import Counter\ndef f(a, b): return Counter([a, b])", "assert f(1, 1) == {1: 2}", "passed"),
+        ("from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(a, b): return P(a, b)",
+         "assert f(1, 2) == (1, 2)", "passed"),
+        ("def f(a, b): return (x for x in (a, b))", "assert f(1, 2) == [1, 2]", "failed"),
+        ("def f(a, b): return f", "assert f(1, 2)", "failed"),
+        ("if __name__ == '__main__': 1 / 0\ndef f(a, b): return 3", "assert f(1, 2) == 3", "passed"),
+        ("", "assert f(1, 2) == 3", "no_code"),
+        (ADD, "f(1, 2) == 3", "sandbox_error"),
+        (ADD, "assert f(1, 2) ==", "sandbox_error"),
+    ],
+)  # fmt: skip
+def test_verdicts(sandbox: Sandbox, source: str, test: Any, status: str) -> None:
+    verdict = run(sandbox, source, test)
+    assert verdict.status == status, verdict
+
+
+def test_every_test_counts_and_none_is_no_pass(sandbox: Sandbox) -> None:
+    assert run(sandbox, ADD, "assert f(1, 2) == 3", "assert f(1, 3) == 4", "assert f(1, 4) == 6").status == "failed"
+    assert run(sandbox, ADD).status == "sandbox_error"
+
+
+def test_an_entry_point_named_like_a_builtin_is_the_programs(sandbox: Sandbox) -> None:
+    program = Program("p", "def sum(a): return 7\n", "sum", ["assert sum([1]) == sum([2])", "assert sum([1]) == 7"])
+    (verdict,) = sandbox.run([program])
+    assert verdict.status == "passed", verdict
+
+
+def test_setup_runs_beside_the_program_and_its_imports_serve_both_sides(sandbox: Sandbox) -> None:
+    source = "class Node:\n    def __init__(self, v): self.v = v\ndef f(n): return n.v\n"
+    assert run(sandbox, source, "assert f(root) == 5", setup="root = Node(5)").status == "passed"
+    assert run(sandbox, source, "assert f(root) == 6", setup="root = Node(5)").status == "failed"
+    assert run(sandbox, ADD, "assert f(1, 2) == pi // 1", setup="from math import pi").status == "passed"
+
+
+def test_a_problem_row_becomes_a_program(sandbox: Sandbox) -> None:
+    row = {"id": "k", "code_prefix": "def f(a, b):\n", "entry_point": "f", "tests": [{"args": [1, 2], "expected": 3}]}
+    good = program_from_problem(row, "    return a + b\n")
+    bad = program_from_problem(row, "    return a - b\n", id="other")
+    blank = program_from_problem(row, "  \n")
+    verdicts = [(v.id, v.status) for v in sandbox.run([good, bad, blank])]
+    assert verdicts == [("k", "passed"), ("other", "failed"), ("k", "no_code")]
+
+
+def test_order_is_kept_and_reading_is_lazy(sandbox: Sandbox) -> None:
+    taken = 0
+
+    def programs() -> Iterator[Program]:
+        nonlocal taken
+        for number in range(120):
+            taken += 1
+            pause = "import time; time.sleep(0.1)\n" if number % 40 == 0 else ""
+            yield Program(str(number), pause + ADD, "f", [f"assert f({number}, 1) == {number + 1}"])
+
+    for given_back, verdict in enumerate(sandbox.run(programs())):
+        assert (verdict.id, verdict.status) == (str(given_back), "passed")
+        assert taken <= given_back + 1 + 16 * sandbox.workers
+
+
+def test_an_abandoned_run_leaves_the_sandbox_usable(sandbox: Sandbox) -> None:
+    endless = Program("x", "while True: pass", "f", ["assert f()"], 30.0)
+    quick = Program("q", ADD, "f", ["assert f(1, 2) == 3"])
+    verdicts = sandbox.run([quick, endless, endless, quick])
+    assert next(verdicts).status == "passed"
+    with pytest.raises(RuntimeError, match="has not ended"):
+        next(sandbox.run([quick]))
+    verdicts.close()  # type: ignore[attr-defined]
+    assert run(sandbox, ADD, "assert f(1, 2) == 3").status == "passed"
+
+
+def test_walls_were_probed(sandbox: Sandbox) -> None:
+    assert set(sandbox.isolation) == {"network", "files", "processes", "ipc", "privileges", "limits"}
+    assert all(sandbox.isolation.values())
+
+
+# A program that behaves badly, one test that an honest program would pass, and the verdicts that are right.
+HOSTILE: dict[str, tuple[str, str, set[str]]] = {
+    "endless loop": ("def f():\n    while True: pass", "assert f() == 1", {"timeout"}),
+    "endless sleep": ("import time; time.sleep(60)", "assert f() == 1", {"timeout"}),
+    "stops itself": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "assert f() == 1", {"timeout"}),
+    "memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 20))", "assert f() == 1", {"memory"}),
+    "memory bomb in a call": ("def f(): return [0] * 10**10", "assert f() == 1", {"memory"}),
+    "fork bomb": ("import os\nwhile True: os.fork()", "assert f() == 1", {"error", "timeout"}),
+    "silent fork bomb": (
+        """
+        import os
+        while True:
+            try: os.fork()
+            except OSError: pass
+        """,
+        "assert f() == 1",
+        {"timeout"},
+    ),
+    "thread bomb": (
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()",
+        "assert f() == 1",
+        {"error", "memory", "timeout"},
+    ),
+    "os._exit at import": ("import os; os._exit(0)", "assert f() == 1", {"error"}),
+    "os._exit in a call": ("import os\ndef f(): os._exit(0)", "assert f() == 1", {"error"}),
+    "sys.exit at import": ("import sys; sys.exit(0)", "assert f() == 1", {"error"}),
+    "sys.exit in a call": ("import sys\ndef f(): sys.exit(0)", "assert f() == 1", {"error"}),
+    "segfault": ("import ctypes; ctypes.string_at(0)", "assert f() == 1", {"error"}),
+    "always equal": (
+        "class E:\n    def __eq__(self, other): return True\ndef f(): return E()",
+        "assert f() == 1",
+        {"failed"},
+    ),
+    "always equal int": (
+        "class E(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(): return E(7)",
+        "assert f() == 1",
+        {"failed"},
+    ),
+    "always equal, in a list": (
+        "class E:\n    def __eq__(self, other): return True\ndef f(): return [E()]",
+        "assert f() == [1]",
+        {"failed"},
+    ),
+    "claims to be an int": (
+        "class E:\n    __class__ = int\n    def __eq__(self, o): return True\ndef f(): return E()",
+        "assert f() == 1",
+        {"failed"},
+    ),
+    "always true": ("class E: pass\ndef f(): return E()", "assert f()", {"failed"}),
+    "patched comparison": (
+        "import builtins\nfor n in ('all', 'any', 'bool', 'isinstance'): setattr(builtins, n, lambda *a: True)\n"
+        "def f(): return 2",
+        "assert f() == 1",
+        {"failed", "error"},
+    ),
+    "patched json": (
+        "import json, os\njson.dumps = lambda *a, **k: '[\"done\", 1]'\nos.write = lambda *a: 1\ndef f(): return 2",
+        "assert f() == 1",
+        {"failed", "error"},
+    ),
+    "patched encoder": (
+        """
+        import sys, gc
+        for o in gc.get_objects():
+            if callable(o) and getattr(o, '__name__', '') == 'encode':
+                o.__code__ = (lambda value: True).__code__
+        def f(): return 2
+        """,
+        "assert f() == 'yes'",
+        {"failed", "error"},
+    ),
+    "writes results to every descriptor": (
+        """
+        import os
+        for d in range(1, 64):
+            try: os.write(d, b'["value", 0, true]\\n["done", 1]\\n')
+            except OSError: pass
+        os._exit(0)
+        """,
+        "assert f() == 'yes'",
+        {"failed", "error"},
+    ),
+    "reports done without values": (
+        "import os\nos.write(3, b'[\"done\", 1]\\n[\"done\", 0]\\n')\nos._exit(0)",
+        "assert f() == 1",
+        {"error"},
+    ),
+    "writes garbage to its pipe": (
+        "import os\nos.write(3, bytes(range(256)))\ndef f(): return 1",
+        "assert f() == 1",
+        {"error"},
+    ),
+    "floods its pipe": ("import os\nwhile True: os.write(3, b'x' * 65536)", "assert f() == 1", {"failed"}),
+    "prints results": ("print('[\"value\", 0, 1]')\nprint('passed')\ndef f(): return 2", "assert f() == 1", {"failed"}),
+    "200 MB of output": (
+        "for _ in range(200): print('x' * (1 << 20))\ndef f(): return 1",
+        "assert f() == 1",
+        {"error"},
+    ),
+    "closes every descriptor": ("import os\nos.closerange(0, 64)\ndef f(): return 1", "assert f() == 1", {"error"}),
+    "kills its parent": (
+        "import os\nos.kill(os.getppid(), 9)\nos.kill(os.getppid(), 15)\ndef f(): return 2",
+        "assert f() == 1",
+        {"failed", "error"},
+    ),
+    "kills everyone": ("import os\nos.kill(-1, 9)\ndef f(): return 2", "assert f() == 1", {"failed", "error"}),
+    "kills its group": ("import os\nos.killpg(0, 9)\ndef f(): return 2", "assert f() == 1", {"error"}),
+    "limits its parent": (
+        "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))\ndef f(): return 2",
+        "assert f() == 1",
+        {"failed", "error"},
+    ),
+    "recursion": ("def f(): return f()", "assert f() == 1", {"error"}),
+    "deep recursion": (
+        "import sys; sys.setrecursionlimit(10**9)\ndef f(): return f()",
+        "assert f() == 1",
+        {"error", "memory", "timeout"},
+    ),
+    "cyclic result": ("def f():\n    x = []\n    x.append(x)\n    return x", "assert f() == []", {"failed"}),
+    "exploding result": (
+        "def f():\n    x = [1]\n    for _ in range(60): x = [x, x]\n    return x",
+        "assert f() == []",
+        {"failed"},
+    ),
+    "deep result": (
+        "def f():\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
+        "assert f() == []",
+        {"failed"},
+    ),
+    "huge result": ("def f(): return 'x' * (20 << 20)", "assert f() == ''", {"failed"}),
+    "huge number": ("def f(): return 1 << (1 << 20)", "assert f() == 1", {"failed"}),
+    "exception that bites": (
+        "class E(Exception):\n    def __str__(self): raise E\ndef f(): raise E",
+        "assert f() == 1",
+        {"error"},
+    ),
+    "swallows interrupts": (
+        """
+        import signal
+        for s in (2, 15, 24): signal.signal(s, signal.SIG_IGN)
+        while True:
+            try:
+                while True: pass
+            except BaseException: pass
+        """,
+        "assert f() == 1",
+        {"timeout"},
+    ),
+    "waits for input": ("def f(): return input()", "assert f() == 1", {"error"}),
+}  # fmt: skip
+
+
+def test_hostile_programs_get_the_right_verdict_and_leave_nothing(sandbox: Sandbox) -> None:
+    run(sandbox, ADD, "assert f(1, 2) == 2 + len([1])")  # starts the worker for expected values
+    before = descendants()
+    programs = [
+        Program(name, textwrap.dedent(source), "f", [test], 0.5 if "timeout" in statuses else 20.0)
+        for name, (source, test, statuses) in HOSTILE.items()
+    ]
+    verdicts = list(sandbox.run(programs))
+    wrong = {v.id: (v.status, v.detail) for v in verdicts if v.status not in HOSTILE[v.id][2]}
+    assert not wrong
+    assert all(v.seconds < 5 for v in verdicts if v.status == "timeout")
+    assert descendants() == before
+    assert run(sandbox, ADD, "assert f(1, 2) == 3").status == "passed"
+
+
+def test_children_left_behind_die_with_the_run(sandbox: Sandbox) -> None:
+    source = """
+        import os, time
+        for _ in range(3):
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    time.sleep(60)
+                os._exit(0)
+        def f(): return 1
+    """
+    before = descendants()
+    assert run(sandbox, source, "assert f() == 1").status == "passed"
+    assert descendants() == before
+
+
+def test_the_network_is_not_there(sandbox: Sandbox) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(0.2)
+        source = f"""
+            import socket
+            def f():
+                tried = [("127.0.0.1", {listener.getsockname()[1]}), ("10.0.0.1", 53), ("::1", 80)]
+                out = []
+                for address in tried:
+                    try: socket.create_connection(address, 0.3); out.append("open")
+                    except OSError: out.append("shut")
+                return out
+        """
+        assert run(sandbox, source, "assert f() == ['shut', 'shut', 'shut']").status == "passed"
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+def test_files_secrets_and_privileges_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("secret")
+    paths = ["/proc", "/sys", "/etc/passwd", "/bin", "/var", __file__, str(outside)]
+    source = f"""
+        import ctypes, os
+        def f():
+            libc = ctypes.CDLL(None)
+            seen = [path for path in {paths} if os.path.exists(path)]
+            refused = 0
+            for path in ("/x", os.path.dirname(os.__file__) + "/x", "/dev/x"):
+                try: open(path, "w")
+                except OSError: refused += 1
+            powers = [libc.unshare(flag) == 0 for flag in (0x10000000, 0x20000, 0x40000000)]
+            powers += [libc.mount(b"none", b"/tmp", b"tmpfs", 0, None) == 0, libc.ptrace(16, os.getppid(), 0, 0) == 0]
+            names = set(os.environ) - {{"PYTHONHASHSEED", "LC_ALL", "LC_CTYPE"}}
+            return seen, refused, any(powers), sorted(names), os.getuid() == 0, os.listdir("/tmp")
+    """
+    monkeypatch.setenv("STRUCTLOSS_TEST_SECRET", "x")
+    with Sandbox(workers=1) as fresh:
+        verdict = run(fresh, source, "assert f() == ([], 3, False, [], False, [])")
+    assert verdict.status == "passed", verdict
+
+
+def test_scratch_files_do_not_reach_the_next_program() -> None:
+    source = "import os\nopen('mine', 'w').write('x' * 1000)\ndef f(): return os.listdir('/tmp')\n"
+    with Sandbox(workers=1) as sandbox:
+        for _ in range(2):
+            verdict = run(sandbox, source, "assert f() == ['mine']")
+            assert verdict.status == "passed", verdict
+        big = "f = lambda: open('/tmp/big', 'w').write('x' * (64 << 20))\n"
+        assert run(sandbox, big, "assert f() == 1").status == "error"
+
+
+def test_expected_values_are_nowhere_in_the_programs_process(sandbox: Sandbox) -> None:
+    needle = secrets.token_hex(8)
+    mark = "mark"
+    source = textwrap.dedent(f"""
+        import gc, sys
+        def f():
+            found, stack, seen = [], [], set()
+            frame = sys._getframe()
+            while frame:
+                stack += [frame.f_locals, frame.f_globals, frame.f_code.co_consts]
+                frame = frame.f_back
+            stack += gc.get_objects()
+            while stack and len(seen) < 10**6:
+                item = stack.pop()
+                if id(item) in seen: continue
+                seen.add(id(item))
+                if type(item) is str:
+                    if item.startswith("{mark}:"): found.append(item)
+                elif type(item) is dict: stack += list(item.values()) + list(item)
+                elif type(item) in (list, tuple, set): stack += list(item)
+            return max((x for x in found if len(x) == {len(mark) + 17}), default="none")
+    """)
+    for test in (f"assert f() == '{mark}:{needle}'", {"args": [], "expected": f"{mark}:{needle}"}):
+        verdict = run(sandbox, source, test)
+        assert verdict.status == "failed", verdict
+        assert verdict.detail.startswith("check 1 does not hold: 'none' =="), verdict
+    # The same search does find what was put within its reach.
+    reachable = source + f"secret = '{mark}:{needle}'\n"
+    assert run(sandbox, reachable, f"assert f() == '{mark}:{needle}'").status == "passed"
+
+
+def test_sets_are_in_the_same_order_every_time() -> None:
+    program = Program("p", "def f(): return list({'a', 'b', 'c', 'd', 'e', 'f'})", "f", ["assert f() == []"])
+    details = set()
+    for _ in range(3):
+        with Sandbox(workers=1) as sandbox:
+            details |= {verdict.detail for verdict in sandbox.run([program])}
+    assert len(details) == 1
+
+
+def test_timeouts_can_be_given_a_second_chance() -> None:
+    """The first attempt finds the machine busy (two sleepers side by side), the second runs alone."""
+    with Sandbox(workers=2, retry_timeouts=True) as sandbox:
+        started = time.monotonic()
+        endless = Program("e", "while True: pass", "f", ["assert f()"], 0.3)
+        quick = Program("q", ADD, "f", ["assert f(1, 2) == 3"])
+        statuses = [verdict.status for verdict in sandbox.run([endless, quick, endless, quick])]
+    assert statuses == ["timeout", "passed", "timeout", "passed"]
+    assert time.monotonic() - started > 0.9  # 0.3 s together, then twice 0.3 s alone
+
+
+def test_a_worker_that_dies_is_replaced_and_its_program_tried_twice() -> None:
+    def direct_children() -> list[int]:
+        listed = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+        return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []
+
+    others = set(direct_children())
+    if not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists():
+        pytest.skip("this kernel does not list children")
+    slow = Program("slow", "import time; time.sleep(0.5)\n" + ADD, "f", ["assert f(1, 2) == 3"])
+    quick = Program("quick", ADD, "f", ["assert f(1, 2) == 3"])
+    for kills, expected in ((1, "passed"), (2, "sandbox_error")):
+        with Sandbox(workers=1) as sandbox:
+
+            def kill(times: int = kills) -> None:
+                for _ in range(times):
+                    time.sleep(0.3)
+                    victims = set(direct_children()) - others
+                    for pid in victims:
+                        os.kill(pid, signal.SIGKILL)
+                    while set(direct_children()) & victims:
+                        time.sleep(0.005)
+
+            killer = threading.Thread(target=kill)
+            killer.start()
+            statuses = [verdict.status for verdict in sandbox.run([slow, quick])]
+            killer.join()
+        assert statuses == [expected, "passed"]
+
+
+def test_nothing_is_left_after_exit_or_an_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = descendants()
+    endless = Program("e", "while True: pass", "f", ["assert f()"], 60.0)
+    with pytest.raises(KeyError), Sandbox(workers=2) as sandbox:  # noqa: PT012
+        assert len(list(tmp_path.iterdir())) == 1
+        verdicts = sandbox.run([Program("q", ADD, "f", ["assert f(1, 2) == 3"]), endless, endless])
+        next(verdicts)
+        raise KeyError
+    assert descendants() == before
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="with Sandbox"):
+        next(sandbox.run([endless]))
+
+
+def test_everything_dies_with_a_killed_grader() -> None:
+    script = textwrap.dedent("""
+        import os
+        from training.sandbox import Program, Sandbox
+        with Sandbox(workers=1) as sandbox:
+            source = "import os, time\\nif os.fork(): pass\\ntime.sleep(60)"
+            print("ready", flush=True)
+            list(sandbox.run([Program("e", source, "f", ["assert f()"], 60.0)]))
+    """)
+    grader = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert grader.stdout is not None
+    assert grader.stdout.readline() == b"ready\n"
+    time.sleep(0.5)
+    names = descendants(grader.pid)
+    assert len(names) >= 5  # starter, zygote, supervisor, program and its child
+    grader.kill()
+    grader.wait()
+    grader.stdout.close()
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in names) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not [pid for pid in names if Path(f"/proc/{pid}").exists()]
+
+
+def run_script(script: str, python: str = sys.executable, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [python, "-B", "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+def python_for(options: dict[str, Any]) -> str | None:
+    """A Python that a process with these options may run: this one, or the system's."""
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        try:
+            if run_script("import sys; assert sys.version_info >= (3, 10)", python, **options).returncode == 0:
+                return python
+        except (PermissionError, FileNotFoundError):
+            continue
+    return None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="already runs as an ordinary user")
+def test_it_works_as_an_ordinary_user(sandbox: Sandbox, tmp_path: Path) -> None:
+    copy = Path(tempfile.mkdtemp(prefix="structloss-test-"))
+    try:
+        copy.chmod(0o755)
+        shutil.copytree(REPOSITORY / "training", copy / "training", ignore=shutil.ignore_patterns("__pycache__"))
+        options: dict[str, Any] = {"user": 65533, "group": 65533, "extra_groups": [], "cwd": copy}
+        python = python_for(options)
+        if python is None:
+            pytest.skip("an ordinary user can run no Python here")
+        done = run_script(
+            """
+            import json
+            from training.sandbox import Program, Sandbox
+            tests = ["assert f(1, 2) == 3"]
+            with Sandbox(workers=1) as sandbox:
+                programs = [Program("a", "def f(a, b): return a + b", "f", tests),
+                            Program("b", "import os\\nwhile True: os.fork()", "f", tests, 0.5),
+                            Program("c", "import os\\nos.kill(os.getppid(), 9)\\nf = min", "f", tests)]
+                print(json.dumps([sandbox.isolation, [v.status for v in sandbox.run(programs)]]))
+            """,
+            python,
+            **options,
+        )
+        assert done.returncode == 0, done.stderr
+        isolation, statuses = json.loads(done.stdout)
+        assert all(isolation.values())
+        assert statuses[0] == "passed"
+        assert statuses[1] in ("error", "timeout")
+        assert statuses[2] in ("error", "failed")
+    finally:
+        shutil.rmtree(copy)
+
+
+def test_missing_walls_are_named_and_refused_unless_unsafe(sandbox: Sandbox) -> None:
+    """A process without capabilities, in a user namespace that allows no further one, can build no wall."""
+    done = run_script(
+        """
+        import ctypes, json, os, struct
+        libc = ctypes.CDLL(None)
+        user, group = os.geteuid(), os.getegid()
+        assert libc.unshare(0x10000000) == 0
+        for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
+            with open(f"/proc/self/{name}", "w") as file: file.write(text)
+        with open("/proc/sys/user/max_user_namespaces", "w") as file: file.write("0")
+        assert libc.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24)) == 0
+        from training.sandbox import Program, Sandbox, SandboxUnavailable
+        try:
+            with Sandbox(workers=1): print("opened")
+        except SandboxUnavailable as error:
+            print(json.dumps(str(error)))
+        with Sandbox(workers=1, unsafe=True) as sandbox:
+            leaves = "import os\\nif os.fork() == 0:\\n  while True: pass\\nf = int"
+            programs = [Program("a", "def f(): return 1", "f", ["assert f() == 1"]),
+                        Program("b", leaves, "f", ["assert f() == 0"], 0.5)]
+            print(json.dumps([sandbox.isolation, [v.status for v in sandbox.run(programs)]]))
+        """,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": "."},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    refusal, report = done.stdout.splitlines()
+    for wall in ("network", "files", "processes", "user namespace"):
+        assert wall in refusal
+    isolation, statuses = json.loads(report)
+    assert not isolation["network"]
+    assert not isolation["processes"]
+    assert isolation["limits"]
+    assert statuses == ["passed", "passed"]
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="workers"):
+        Sandbox(workers=0)
+    with pytest.raises(ValueError, match="memory_mb"):
+        Sandbox(memory_mb=8)
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=2**53 - 2, max_value=2**80)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.complex_numbers(allow_nan=False)
+    | st.fractions()
+)
+HASHABLE = st.recursive(SCALARS, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=4)
+VALUES = st.recursive(
+    HASHABLE,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner)
+        | st.dictionaries(HASHABLE, inner, max_size=3)
+        | st.sets(HASHABLE, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def types_of(value: Any) -> Any:
+    """The types in a value, in an order that does not depend on the order of sets."""
+    if isinstance(value, dict):
+        return dict, sorted(repr((types_of(k), types_of(v))) for k, v in value.items())
+    if isinstance(value, (set, frozenset)):
+        return type(value), sorted(repr(types_of(item)) for item in value)
+    return (type(value), [types_of(item) for item in value]) if isinstance(value, (list, tuple)) else type(value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(VALUES)
+def test_plain_data_survives_the_journey(value: Any) -> None:
+    back = plain_data.decode(json.loads(json.dumps(plain_data.encode(value))))
+    assert back == value
+    assert types_of(back) == types_of(value)
+    assert plain_data.equal(back, value)
+
+
+def test_subclasses_count_by_their_content_and_the_rest_is_not_plain() -> None:
+    assert plain_data.decode(plain_data.encode(OrderedDict(a=1))) == {"a": 1}
+    assert plain_data.decode(plain_data.encode(Counter("aab"))) == {"a": 2, "b": 1}
+    for value in (deque([1, 2]), range(1, 10, 3), Decimal("1.50"), Fraction(1, 3), bytearray(b"\xff")):
+        back = plain_data.decode(plain_data.encode(value))
+        assert (back, type(back)) == (value, type(value))
+    for other in (object(), iter([]), len, int, {}.values(), {1: object()}):
+        with pytest.raises(plain_data.NotPlain):
+            plain_data.encode(other)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {}, {"tuple": 1}, {"set": [[1]]}, {"int": "zz"}, {"int": 3}, {"a": 1, "b": 2}, {"dict": [[1]]}, {"nope": []},
+        {"range": ["0x1", "0x2", "0x0"]}, {"fraction": ["0x1", "0x0"]}, {"decimal": "x"}, {"bytes": "\u1234"},
+        {"complex": ["1"]}, {"set": list(range(10_001))},
+    ],
+)  # fmt: skip
+def test_malformed_data_is_refused(data: Any) -> None:
+    with pytest.raises(plain_data.NotPlain):
+        plain_data.decode(data)
