@@ -33,6 +33,7 @@ class MbppConfig(Section):
     problems: Path = Field(description="mbpp.jsonl")
     traces: Path = Field(description="teacher traces, .jsonl or .jsonl.gz")
     plus: Path = Field(description="MbppPlus.jsonl.gz: its tasks are kept out of training")
+    references: bool = Field(True, description="MBPP's own solutions of training problems as further traces")
     test_limit: int | None = Field(None, ge=1, description="evaluate on the first so many test problems")
 
     @field_validator("problems", "traces", "plus")

@@ -32,6 +32,7 @@ def prepare_data(run: RunFolder, config: RunConfig) -> dict[str, Any]:
             config.data.mbpp.problems,
             traces=config.data.mbpp.traces,
             plus=config.data.mbpp.plus,
+            references=config.data.mbpp.references,
             test_limit=config.data.mbpp.test_limit,
         )
     jsonl.write_jsonl(run.problems_path, problems)
@@ -77,7 +78,9 @@ def verify_data(run: RunFolder, config: RunConfig) -> dict[str, Any]:
         return read_json(run.verified_summary_path)
     problems = list(jsonl.read_jsonl(run.problems_path))
     settings = config.sandbox
-    summary = {}
+    # Teachers write `List` and `Tuple` without importing them.
+    prelude = "from typing import *\n" if config.data.source == "mbpp" else ""
+    summary: dict[str, Any] = {}
     with Sandbox(workers=settings.workers, memory_mb=settings.memory_mb, unsafe=settings.unsafe) as sandbox:
         summary["isolation"] = sandbox.isolation
         files = {"traces": (run.traces_path, run.verified_path)}
@@ -85,6 +88,8 @@ def verify_data(run: RunFolder, config: RunConfig) -> dict[str, Any]:
             files["candidates"] = (run.candidates_path, run.verified_candidates_path)
         for name, (source, target) in files.items():
             rows = list(jsonl.read_jsonl(source))
-            summary[name] = verify_traces(problems, rows, sandbox, target)
+            summary[name] = verify_traces(
+                problems, rows, sandbox, target, time_limit_s=settings.time_limit_s, prelude=prelude
+            )
     write_json(run.verified_summary_path, summary)
     return summary

@@ -38,9 +38,12 @@ def load_mbpp(
     *,
     plus: str | Path,
     traces: str | Path | None = None,
+    references: bool = False,
     test_limit: int | None = None,
 ) -> Mbpp:
     """Loads `mbpp.jsonl`, `MbppPlus.jsonl.gz` (only to keep its tasks out of training) and teacher traces.
+
+    With `references`, MBPP's own solutions of the training problems are added to the traces.
 
     Raises ValueError if a file is not what its name says, for example if `plus` holds no MBPP+ tasks.
     """
@@ -60,6 +63,8 @@ def load_mbpp(
         else:
             dropped[f"{problem['split']} problem: {reason}" if problem["split"] != "test" else reason] += 1
     rows = [] if traces is None else trace_rows(read_jsonl(traces), kept, guard, dropped)
+    if references:
+        rows += reference_rows(kept)
     return Mbpp(kept, rows, dict(sorted(dropped.items())))
 
 
@@ -111,13 +116,18 @@ def split_of(task_id: int) -> str:
     return max((first, name) for name, first in FIRST_IDS.items() if first <= task_id)[1]
 
 
+def prompt_of(text: str, assertion: str) -> str:
+    """What the student is asked: the task and one assertion, which names the function."""
+    return f"{_unix(text).strip()}\n{assertion}"
+
+
 def problem_row(source: Row) -> Row:
     """A row of mbpp.jsonl as a Problem: text and first assertion as prompt, all assertions as tests."""
     reference = _unix(source["code"]).strip() + "\n"
     asserts = [_unix(test).strip() for test in source["test_list"]]
     return {
         "id": f"mbpp/{source['task_id']}",
-        "prompt": f"{_unix(source['text']).strip()}\n{asserts[0]}",
+        "prompt": prompt_of(source["text"], asserts[0]),
         "code_prefix": "",
         "entry_point": entry_point_of(asserts, reference),
         "tests": {"asserts": asserts, "setup": _unix(source.get("test_setup_code") or "").strip()},
@@ -144,7 +154,8 @@ def entry_point_of(asserts: Iterable[str], reference: str) -> str:
 def trace_rows(sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard, dropped: Counter[str]) -> list[Row]:
     """Trace rows for the train problems among `problems`; counts in `dropped` why others are left out.
 
-    The prompt is the problem's own, not the reworded one that the teacher saw.
+    A teacher that was asked a reworded task (typed, a list for a tuple) is judged by that task's own tests, where the
+    source has them; the prompt then shows the first of those.
     """
     trainable = {problem["id"]: problem for problem in problems if problem["split"] == "train"}
     rows: list[Row] = []
@@ -165,11 +176,15 @@ def trace_rows(sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard
             name = f"{problem['id']}/{re.sub(r'[^a-z0-9.]+', '-', teacher.lower()).strip('-')}"
             seen[name] += 1
             code = source["code"] if source["code"].strip() else _extracted(source, problem["entry_point"])
+            tests = problem["tests"]
+            if own := own_asserts(source):
+                tests = {"asserts": own, "setup": ""}
             rows.append(
                 {
                     "id": f"{name}-{seen[name]}",
                     "problem_id": problem["id"],
-                    "prompt": problem["prompt"],
+                    "prompt": prompt_of(problem["prompt"].rpartition("\n")[0], tests["asserts"][0]),
+                    "tests": tests,
                     "code_prefix": problem["code_prefix"],
                     "reasoning": _unix(source["reasoning"]).strip(),
                     "code": _unix(code),
@@ -178,6 +193,30 @@ def trace_rows(sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard
                 }
             )
     return rows
+
+
+def own_asserts(source: Row) -> list[str]:
+    """The assertions that a trace's own source judged it by, with the entry point for `candidate`."""
+    lines = map(str.strip, (source.get("source_test") or "").splitlines())
+    return [re.sub(r"\bcandidate\b", source["entry_point"], line) for line in lines if line.startswith("assert ")]
+
+
+def reference_rows(problems: Iterable[Row]) -> list[Row]:
+    """MBPP's own solutions of the train problems among `problems`, as traces without reasoning."""
+    return [
+        {
+            "id": f"{problem['id']}/reference",
+            "problem_id": problem["id"],
+            "prompt": problem["prompt"],
+            "code_prefix": problem["code_prefix"],
+            "reasoning": "",
+            "code": problem["reference"],
+            "teacher": "mbpp",
+            "passed": None,
+        }
+        for problem in problems
+        if problem["split"] == "train"
+    ]
 
 
 def _extracted(source: Row, entry_point: str) -> str:

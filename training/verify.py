@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from training.jsonl import JsonlAppender, read_jsonl
+from training.progress import Progress
 from training.sandbox import Program, Sandbox, program_from_problem
 
 Row = dict[str, Any]
@@ -21,12 +20,12 @@ def verify_traces(
     sandbox: Sandbox,
     out_path: str | Path,
     *,
-    progress: bool = True,
     time_limit_s: float = 4.0,
     prelude: str = "",
 ) -> Row:
     """Runs each trace's program (`prelude + code_prefix + code`) and writes the trace with its verdict.
 
+    The tests are the problem's, or the trace's own where it has `tests` (a teacher that was asked a reworded task).
     Rows land in `out_path` (JSON lines) in the order of `traces`, with `passed` (None if the sandbox failed),
     `status`, `detail`, and `split` of the problem. A run that was killed goes on where it stopped: rows that
     are there are neither run nor written again. Returns {"traces", "kept", "resumed", "dropped": {status: n}}.
@@ -42,17 +41,16 @@ def verify_traces(
     def programs() -> Iterator[Program]:
         for row in todo:
             problem = by_id[row["problem_id"]]
-            own = {**problem, "code_prefix": row.get("code_prefix", problem["code_prefix"])}
+            own = {**problem, **{name: row[name] for name in ("code_prefix", "tests") if name in row}}
             yield program_from_problem(own, row["code"], id=row["id"], prelude=prelude, time_limit_s=time_limit_s)
 
-    bar = tqdm(total=len(traces), initial=resumed, desc="verify", unit="program", disable=not progress)
-    with JsonlAppender(out_path) as out, bar:
+    with JsonlAppender(out_path) as out, Progress("verify", len(todo), unit="program") as bar:
         for row, verdict in zip(todo, sandbox.run(programs()), strict=True):
             passed = None if verdict.status == "sandbox_error" else verdict.status == "passed"
             split = by_id[row["problem_id"]]["split"]
             out.append({**row, "passed": passed, "status": verdict.status, "detail": verdict.detail, "split": split})
             statuses[row["id"]] = verdict.status
-            bar.update()
+            bar.update(1)
     counts = Counter(statuses.values())
     kept = counts.pop("passed", 0)
     return {"traces": len(traces), "kept": kept, "resumed": resumed, "dropped": dict(counts.most_common())}

@@ -121,7 +121,7 @@ def _text(node: ast.AST, field: str, value: object, bound: set[str], is_method: 
     if isinstance(value, int) and not isinstance(value, bool):
         # Not repr: that refuses integers of more than 4300 digits.
         return b"int" + format(value, "x").encode()
-    return (type(value).__name__ + repr(value)).encode("utf-8", "surrogatepass")
+    return repr(value).encode("utf-8", "surrogatepass")
 
 
 # Where the syntax tree holds names of variables, by node type.

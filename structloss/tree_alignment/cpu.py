@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 try:
-    from structloss import _C
+    import structloss._C as _C
 except ImportError as error:  # the extension is optional at run time
-    _C = None  # type: ignore[assignment]
     import_error: ImportError | None = error
 else:
     import_error = None
@@ -44,9 +43,8 @@ def _addresses(
         raise TypeError(f"relabel must be float32 or float64, got {relabel.dtype}")
     for name, (tensor, shape, dtype) in wanted.items():
         if tensor.device.type != "cpu" or tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise ValueError(
-                f"{name} must be a CPU tensor {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
-            )
+            got = f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+            raise ValueError(f"{name} must be a CPU tensor {shape} of {dtype}, got {got}")
     block = _C.TreePairAddresses(
         double_precision=relabel.dtype == torch.float64,
         batch=batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -188,6 +188,38 @@ def align_trees(
     return TreeAlignment(distance, match_a, match_b, tuple(METHODS[k] for k in used.tolist()))
 
 
+@overload
+def soft_tree_edit_distance(
+    a: TreeBatch,
+    b: TreeBatch,
+    *,
+    relabel: Tensor | None = ...,
+    delete: Tensor | None = ...,
+    insert: Tensor | None = ...,
+    temperature: float = ...,
+    return_posterior: Literal[False] = ...,
+    method: str = ...,
+    max_cells: int | None = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def soft_tree_edit_distance(
+    a: TreeBatch,
+    b: TreeBatch,
+    *,
+    relabel: Tensor | None = ...,
+    delete: Tensor | None = ...,
+    insert: Tensor | None = ...,
+    temperature: float = ...,
+    return_posterior: Literal[True],
+    method: str = ...,
+    max_cells: int | None = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
 def soft_tree_edit_distance(
     a: TreeBatch,
     b: TreeBatch,
@@ -214,8 +246,8 @@ def soft_tree_edit_distance(
         return_posterior: also return the posterior (B, N, M), zero at padding. It carries no gradient.
 
     Returns:
-        (B,) values in the dtype of the costs, or (values, posterior). float32, float16 and bfloat16 costs are computed in
-        float64 inside; float16 and bfloat16 come back as float32.
+        (B,) values in the dtype of the costs, or (values, posterior). All costs are computed in float64 inside;
+        float16 and bfloat16 come back as float32.
 
     Raises:
         ValueError: as :func:`tree_edit_distance`, and a temperature that is not finite and > 0.

@@ -185,14 +185,10 @@ def hard_tree_alignment(
     need_mapping: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Distance (B,), partners (B, N) and (B, M) (empty without `need_mapping`), method index (B,)."""
+    kernels = cpu if choose_backend(backend, relabel.device) == "cpu" else reference
     inputs = _on_cpu(relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b)
-    match_a: Tensor | None
-    match_b: Tensor | None
-    if choose_backend(backend, relabel.device) == "cpu":
-        distance, match_a, match_b, used = cpu.hard_tree_alignment(*inputs, method, max_cells, need_mapping)
-    else:
-        distance, match_a, match_b, used = reference.hard_tree_alignment(*inputs, method, max_cells)
-    if match_a is None or match_b is None or not need_mapping:
+    distance, match_a, match_b, used = kernels.hard_tree_alignment(*inputs, method, max_cells, need_mapping)
+    if match_a is None or match_b is None:
         match_a, match_b = used.new_empty(0, 0), used.new_empty(0, 0)
     device = relabel.device
     return distance.to(device), match_a.to(device), match_b.to(device), used.to(device)
@@ -223,7 +219,7 @@ def _(
 
 
 def _hard_setup_context(ctx, inputs, output):
-    relabel, delete, insert, _, _, sizes_a, sizes_b, *_, need_mapping = inputs
+    *_, sizes_a, sizes_b, _, _, _, need_mapping = inputs
     _, match_a, match_b, used = output
     ctx.need_mapping = need_mapping
     ctx.mark_non_differentiable(match_a, match_b, used)

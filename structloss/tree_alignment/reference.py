@@ -260,14 +260,15 @@ def _pairs(
     for p, (n, m) in enumerate(zip(sizes_a.tolist(), sizes_b.tolist(), strict=True)):
         if not (0 <= n <= relabel.shape[1] and 0 <= m <= relabel.shape[2]):
             raise ValueError(
-                f"sizes of pair {p} are {n} and {m}, outside the padded widths {relabel.shape[1]} and {relabel.shape[2]}"
+                f"sizes of pair {p} are {n} and {m}, outside the padded widths {relabel.shape[1]} and "
+                f"{relabel.shape[2]}"
             )
         a, b = leftmost_a[p, :n].tolist(), leftmost_b[p, :m].tolist()
         cells = exact_cells(a, b)
         if method == "exact" and cells > max_cells:
             raise ValueError(
-                f'method="exact" needs {cells} cells for pair {p} ({n} and {m} nodes), more than max_cells = {max_cells}; '
-                'raise max_cells or use method="auto" or "flattened"'
+                f'method="exact" needs {cells} cells for pair {p} ({n} and {m} nodes), more than '
+                f'max_cells = {max_cells}; raise max_cells or use method="auto" or "flattened"'
             )
         d, e, c = delete[p, :n], insert[p, :m], relabel[p, :n, :m]
         _check_costs("delete", d, False, p)
@@ -297,7 +298,10 @@ def soft_tree_alignment(
     max_cells: int,
     need_posterior: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Value (B,), posterior (B, N, M) or None, entropy (B,), method index (B,); padded CPU tensors, computed in float64."""
+    """Value (B,), posterior (B, N, M) or None, entropy (B,), method index (B,); padded CPU tensors.
+
+    Computed in float64 whatever the dtype of the costs is.
+    """
     pairs = _pairs(
         relabel.double(), delete.double(), insert.double(), leftmost_a, leftmost_b, sizes_a, sizes_b, method, max_cells
     )
@@ -336,8 +340,9 @@ def hard_tree_alignment(
     sizes_b: Tensor,
     method: str,
     max_cells: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Distance (B,), partners (B, N) and (B, M) with -1 for none, method index (B,); padded CPU tensors."""
+    need_mapping: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Distance (B,), partners (B, N) and (B, M) with -1 for none (or None), method index (B,); padded CPU tensors."""
     pairs = _pairs(
         relabel.double(), delete.double(), insert.double(), leftmost_a, leftmost_b, sizes_a, sizes_b, method, max_cells
     )
@@ -354,4 +359,7 @@ def hard_tree_alignment(
             a = i if pair.order_a is None else int(pair.order_a[i])
             b = j if pair.order_b is None else int(pair.order_b[j])
             match_a[p, a], match_b[p, b] = b, a
-    return distance.to(relabel.dtype), match_a, match_b, torch.tensor([x.method for x in pairs]).long()
+    used = torch.tensor([x.method for x in pairs]).long()
+    if not need_mapping:
+        return distance.to(relabel.dtype), None, None, used
+    return distance.to(relabel.dtype), match_a, match_b, used

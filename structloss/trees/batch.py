@@ -181,7 +181,4 @@ def _leftmost(parents: list[int], tree: int) -> list[int]:
             stray = waiting[-1]
             raise ValueError(f"{where}: the subtree of node {parents[stray]} is not contiguous: it misses node {stray}")
         waiting.append(node)
-    if len(waiting) > 1:
-        stray = waiting[0]
-        raise ValueError(f"{where}: the subtree of node {parents[stray]} is not contiguous: it misses node {stray}")
     return leftmost

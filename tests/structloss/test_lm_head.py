@@ -190,6 +190,21 @@ def test_scalar_upstream(upstream: float, dtype: torch.dtype) -> None:
         torch.testing.assert_close(b.grad, (a.grad.float() * upstream).to(dtype), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("kept_graph", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_bfloat16_gradients_are_scaled_in_float32(reduction: str, kept_graph: bool) -> None:
+    """A bfloat16 upstream factor would put a relative error of up to 2^-9 on the whole gradient (or a row)."""
+    x, weight, _, target = problem(dtype=torch.bfloat16)
+    once, scaled = leaves(x, x)
+    loss = linear_cross_entropy(once, weight, target, reduction=reduction)
+    loss.backward(torch.ones_like(loss))
+    up = torch.linspace(0.1, 3, 37) if reduction == "none" else torch.tensor(0.3)
+    linear_cross_entropy(scaled, weight, target, reduction=reduction).backward(up, retain_graph=kept_graph)
+    assert once.grad is not None
+    factor = up[:, None] if reduction == "none" else up.view(1, 1)
+    assert torch.equal(scaled.grad, (once.grad.float() * factor).bfloat16())
+
+
 @pytest.mark.parametrize("trainable", ["lora", "all"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_lora_head_equals_the_merged_head(trainable: str, reduction: str) -> None:

@@ -258,7 +258,8 @@ def test_nan_logits_are_not_hidden() -> None:
 @pytest.mark.parametrize("chunk_rows", [None, 32])
 def test_bfloat16_error_is_torch_s_own(v: int, chunk_rows: int | None) -> None:
     """Against float64 on the same bfloat16 numbers: at most 1.5x eager torch's error, also of the eager code that
-    takes its logits to float32 before the loss. Measured over seeds: 0.61-0.72x and 0.87-1.20x (the upstream scale rounds a second time).
+    takes its logits to float32 before the loss. Measured over seeds: 0.61-0.72x and 0.87-1.20x (the upstream
+    scale rounds a second time).
     """
     x, weight, target = problem(128, 64, v, dtype=torch.bfloat16)
     weight = weight * 0.125

@@ -427,7 +427,8 @@ def test_long_and_deep_code_is_analysed() -> None:
     elifs = "def f(a):\n  if a: return 1\n" + "".join(f"  elif a == {i}: return a\n" for i in range(200))
     assert dataflow_match(elifs, elifs) == 1.0
     # Loops in loops must not take exponential time.
-    loops = "def f(x):\n" + "".join(" " * (i + 1) + f"for v{i} in x:\n" for i in range(18)) + " " * 19 + "x = v0"
+    lines = [f"{' ' * i}a{i} = 0\n{' ' * i}for v{i} in x:\n{' ' * i} a{i} += 1\n" for i in range(18)]
+    loops = "".join(lines) + " " * 18 + "print(a0)"
     assert dataflow_match(loops, loops) == 1.0
     huge = "x = 0x" + "f" * 6000
     assert syntax_match(huge, huge) == 1.0

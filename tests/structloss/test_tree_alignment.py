@@ -10,6 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
+from structloss.tree_alignment import align_trees, soft_tree_edit_distance, tree_edit_distance
+from structloss.tree_alignment.reference import log_partition, log_partition_and_posterior
+from structloss.trees import TreeBatch
 from tests.structloss.test_tree_alignment_oracle import (
     Parents,
     all_mappings,
@@ -22,11 +27,6 @@ from tests.structloss.test_tree_alignment_oracle import (
     random_parents,
     star,
 )
-from torch import Tensor
-
-from structloss.tree_alignment import align_trees, soft_tree_edit_distance, tree_edit_distance
-from structloss.tree_alignment.reference import log_partition, log_partition_and_posterior
-from structloss.trees import TreeBatch
 
 BACKENDS = ("cpu", "reference")
 # Largest errors measured against enumeration are near 5e-15 in value and 1e-13 in posterior (at temperature 0.01).

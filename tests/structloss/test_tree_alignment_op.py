@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.structloss.test_tree_alignment_oracle import padded_labels, random_costs, random_parents
 from torch import Tensor
 
 from structloss.tree_alignment import align_trees, cpu, op, soft_tree_edit_distance, tree_edit_distance
 from structloss.trees import TreeBatch
+from tests.structloss.test_tree_alignment_oracle import padded_labels, random_costs, random_parents
 
 SIZES = [(5, 7), (1, 1), (0, 4), (7, 3)]
 

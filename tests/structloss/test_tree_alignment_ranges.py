@@ -8,6 +8,9 @@ import random
 import numpy as np
 import pytest
 import torch
+
+from structloss.tree_alignment import align_trees, reference, soft_tree_edit_distance, tree_edit_distance
+from structloss.trees import TreeBatch
 from tests.structloss.test_tree_alignment_oracle import (
     Parents,
     chain,
@@ -16,9 +19,6 @@ from tests.structloss.test_tree_alignment_oracle import (
     random_parents,
     star,
 )
-
-from structloss.tree_alignment import align_trees, reference, soft_tree_edit_distance, tree_edit_distance
-from structloss.trees import TreeBatch
 
 
 def code_like_parents(size: int, rng: random.Random) -> Parents:
@@ -66,12 +66,54 @@ def unit_relabel(tree_a: Parents, tree_b: Parents, seed: int, kinds: int = 20) -
 
 
 def test_identical_trees_of_400_nodes_at_temperature_a_tenth() -> None:
-    """log Z is near 8 000: far beyond any double, and the posterior is the identity."""
+    """log Z is near 8 000: far beyond any double, and the posterior is near the identity."""
     tree = code_like_parents(400, random.Random(0))
     labels = torch.arange(400)
     relabel = (labels[:, None] != labels[None, :]).double()
     posterior = check_against_log_domain(tree, tree, relabel, 0.1, tolerance=1e-9)
     assert posterior.diagonal().min() > 0.99
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.25, 0.15])
+def test_first_guess_of_the_range_is_too_low(temperature: float) -> None:
+    """Identical trees have the largest log Z that there is: the forward pass overflows and is run again."""
+    tree = code_like_parents(300, random.Random(7))
+    a = TreeBatch.from_parents([list(range(300))], [tree])
+    value, posterior = soft_tree_edit_distance(a, a, temperature=temperature, return_posterior=True)
+    alone = soft_tree_edit_distance(a, a, temperature=temperature)
+    relabel = (a.label[0, :, None] != a.label[0, None, :]).numpy()
+    expected = 600 - temperature * log_partition(tree, tree, (2.0 - relabel) / temperature)
+    assert value.item() == pytest.approx(expected, abs=1e-5)  # float32 out
+    assert alone.item() == pytest.approx(expected, abs=1e-5)
+    assert posterior[0].diagonal().min() > 0.5
+    assert posterior.sum(2).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("free", [40, 46, 49, 51, 53, 55, 60])
+def test_mass_that_underflows_on_the_way(free: int) -> None:
+    """Nothing is gained over the first nodes and much over the rest: on a plain double the early forests shrink to
+    denormals, with a result that looks sound and has few right digits. `free` walks across that border."""
+    size = free + 200
+    relabel = torch.full((1, size, size), 2.0, dtype=torch.float64)
+    index = torch.arange(free, size)
+    relabel[0, index, index] = 0.0
+    a = TreeBatch.from_parents([[0] * size], [chain(size)])
+    how = {"relabel": relabel, "temperature": 0.1, "return_posterior": True}
+    value, posterior = soft_tree_edit_distance(a, a, **how)
+    expected, twin = soft_tree_edit_distance(a, a, **how, backend="reference")
+    assert value.item() == pytest.approx(expected.item(), abs=1e-10)
+    torch.testing.assert_close(posterior, twin, rtol=0, atol=1e-10)
+
+
+def test_rows_that_do_not_fit_are_computed_again() -> None:
+    """One way round the reverse pass would keep more rows than it may; the swapped pair keeps a single one."""
+    tree, line = code_like_parents(1200, random.Random(8)), chain(5000)
+    a, b = TreeBatch.from_parents([[0] * 1200], [tree]), TreeBatch.from_parents([[0] * 5000], [line])
+    relabel = 2 * torch.rand(1, 1200, 5000, generator=torch.Generator().manual_seed(3))
+    value, posterior = soft_tree_edit_distance(a, b, relabel=relabel, return_posterior=True)
+    expected, twin = soft_tree_edit_distance(b, a, relabel=relabel.transpose(1, 2), return_posterior=True)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(posterior, twin.transpose(1, 2), rtol=0, atol=1e-6)
 
 
 def test_50_against_400_nodes_at_temperature_a_tenth() -> None:

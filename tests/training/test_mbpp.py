@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from training.jsonl import read_jsonl
+from tests.training.sandboxes import sandbox_or_skip
+from training.jsonl import read_jsonl, write_jsonl
 from training.mbpp import entry_point_of, load_mbpp, normalise_text, problem_row, split_of
-from training.sandbox import Sandbox, SandboxUnavailable, program_from_problem
+from training.sandbox import Sandbox, program_from_problem
 
 Row = dict[str, Any]
 
@@ -78,6 +79,24 @@ def test_each_drop_has_its_reason_and_is_counted(files: dict[str, Path]) -> None
     }
 
 
+def test_a_reworded_task_is_judged_by_its_own_tests(files: dict[str, Path]) -> None:
+    rows = [row for row in read_jsonl(files["traces"]) if row["task_id"] == 601]
+    check = "def check(candidate):\n    assert candidate([1])==602\n    assert candidate([2])==603\n\ncheck(f601)\n"
+    write_jsonl(files["traces"], [row | {"source_test": check, "entry_point": "f601"} for row in rows[:1]])
+    trace = load_mbpp(files["problems"], plus=files["plus"], traces=files["traces"]).traces[0]
+    assert trace["tests"] == {"asserts": ["assert f601([1])==602", "assert f601([2])==603"], "setup": ""}
+    assert trace["prompt"] == "Write a function number 601.\nassert f601([1])==602"
+
+
+def test_references_are_traces_of_clean_training_problems(files: dict[str, Path]) -> None:
+    without = load_mbpp(files["problems"], plus=files["plus"], traces=files["traces"])
+    loaded = load_mbpp(files["problems"], plus=files["plus"], traces=files["traces"], references=True)
+    added = loaded.traces[len(without.traces) :]
+    trainable = [problem["id"] for problem in loaded.problems if problem["split"] == "train"]
+    assert [row["problem_id"] for row in added] == trainable
+    assert all(row["reasoning"] == "" and row["teacher"] == "mbpp" for row in added)
+
+
 def test_rows_have_the_agreed_fields(files: dict[str, Path]) -> None:
     problems, traces, _ = load_mbpp(files["problems"], plus=files["plus"], traces=files["traces"])
     problem = next(problem for problem in problems if problem["id"] == "mbpp/601")
@@ -96,6 +115,7 @@ def test_rows_have_the_agreed_fields(files: dict[str, Path]) -> None:
         "id": "mbpp/601/big-model-1",
         "problem_id": "mbpp/601",
         "prompt": problem["prompt"],
+        "tests": problem["tests"],
         "code_prefix": "",
         "reasoning": "Think.",
         "code": "def f601(x):\n    return x + 601\n",
@@ -179,11 +199,7 @@ def test_no_evaluation_task_can_enter_training() -> None:
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    try:
-        opened = Sandbox(workers=2).__enter__()
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
-    with opened:
+    with sandbox_or_skip(workers=2) as opened:
         yield opened
 
 

@@ -16,7 +16,7 @@ from training.batches import plan_batches
 from training.config import ConfigError, RunConfig
 from training.jsonl import read_jsonl, write_jsonl
 from training.runs import RunFolder
-from training.train import imitated_traces, train_arm, training_examples, tokenizer_of
+from training.train import imitated_traces, tokenizer_of, train_arm, training_examples
 from training.trainer import last_complete_checkpoint
 
 from .conftest import TINY, tiny_traces

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.training.sandboxes import sandbox_or_skip
 from training.jsonl import JsonlAppender, read_jsonl, write_jsonl
-from training.sandbox import Sandbox, SandboxUnavailable
+from training.sandbox import Sandbox
 from training.verify import verify_traces
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,11 +26,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    try:
-        opened = Sandbox(workers=1).__enter__()
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
-    with opened:
+    with sandbox_or_skip(workers=1) as opened:
         yield opened
 
 
@@ -62,7 +59,7 @@ SUMMARY = {"traces": 6, "kept": 2, "dropped": {"failed": 1, "error": 1, "no_code
 
 def test_rows_keep_their_fields_and_get_a_verdict(sandbox: Sandbox, tmp_path: Path) -> None:
     out = tmp_path / "new" / "verified.jsonl"
-    summary = verify_traces([problem()], TRACES, sandbox, out, progress=False, time_limit_s=0.5)
+    summary = verify_traces([problem()], TRACES, sandbox, out, time_limit_s=0.5)
     assert summary == {**SUMMARY, "resumed": 0}
     rows = list(read_jsonl(out))
     assert [row["status"] for row in rows] == STATUSES
@@ -78,14 +75,14 @@ def test_rows_keep_their_fields_and_get_a_verdict(sandbox: Sandbox, tmp_path: Pa
 def test_a_cut_file_resumes_without_a_lost_or_doubled_row(sandbox: Sandbox, tmp_path: Path, cut: int) -> None:
     out = tmp_path / "verified.jsonl"
     quick = [row for row in TRACES if row["id"] != "slow"]
-    verify_traces([problem()], quick, sandbox, out, progress=False)
+    verify_traces([problem()], quick, sandbox, out)
     whole = out.read_bytes()
     out.write_bytes(whole[:cut])
-    summary = verify_traces([problem()], quick, sandbox, out, progress=False)
+    summary = verify_traces([problem()], quick, sandbox, out)
     assert out.read_bytes() == whole
     assert summary["resumed"] == whole[:cut].count(b"\n")
     assert summary["kept"] == 2
-    again = verify_traces([problem()], quick, sandbox, out, progress=False)
+    again = verify_traces([problem()], quick, sandbox, out)
     assert again["resumed"] == 5
     assert out.read_bytes() == whole
 
@@ -108,7 +105,7 @@ def test_a_killed_run_goes_on_where_it_stopped(sandbox: Sandbox, tmp_path: Path)
     run = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": "."},
+        env={**os.environ, "PYTHONPATH": ".", "TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 30
@@ -119,7 +116,7 @@ def test_a_killed_run_goes_on_where_it_stopped(sandbox: Sandbox, tmp_path: Path)
     done = out.read_bytes().count(b"\n")
     assert 5 <= done < 60, errors
     assert b"verify" in errors  # the progress bar
-    summary = verify_traces([problem()], traces, sandbox, out, progress=False)
+    summary = verify_traces([problem()], traces, sandbox, out)
     assert summary == {"traces": 60, "kept": 30, "resumed": done, "dropped": {"failed": 30}}
     assert [row["id"] for row in read_jsonl(out)] == [str(n) for n in range(60)]
 
@@ -127,13 +124,13 @@ def test_a_killed_run_goes_on_where_it_stopped(sandbox: Sandbox, tmp_path: Path)
 def test_asserts_setup_and_prelude(sandbox: Sandbox, tmp_path: Path) -> None:
     row = {**problem("m"), "code_prefix": "", "tests": {"asserts": ["assert f([1]) == n"], "setup": "n = 1"}}
     typed = {**trace("typed", "def f(xs: List[int]): return len(xs)\n", "m"), "code_prefix": ""}
-    plain = verify_traces([row], [typed], sandbox, tmp_path / "a", progress=False)
-    helped = verify_traces([row], [typed], sandbox, tmp_path / "b", progress=False, prelude="from typing import *\n")
+    plain = verify_traces([row], [typed], sandbox, tmp_path / "a")
+    helped = verify_traces([row], [typed], sandbox, tmp_path / "b", prelude="from typing import *\n")
     assert (plain["kept"], plain["dropped"], helped["kept"]) == (0, {"error": 1}, 1)
 
 
 def test_a_fault_of_the_sandbox_is_no_verdict_on_the_trace(sandbox: Sandbox, tmp_path: Path) -> None:
-    verify_traces([{**problem(), "tests": []}], TRACES[:1], sandbox, tmp_path / "a", progress=False)
+    verify_traces([{**problem(), "tests": []}], TRACES[:1], sandbox, tmp_path / "a")
     (row,) = read_jsonl(tmp_path / "a")
     assert (row["passed"], row["status"]) == (None, "sandbox_error")
 
@@ -143,7 +140,7 @@ def test_wrong_input_is_named(sandbox: Sandbox, tmp_path: Path) -> None:
         verify_traces([problem()], [TRACES[0], TRACES[0]], sandbox, tmp_path / "a")
     with pytest.raises(ValueError, match="'elsewhere'"):
         verify_traces([problem()], [trace("x", "", "elsewhere")], sandbox, tmp_path / "a")
-    verify_traces([problem()], TRACES[:1], sandbox, tmp_path / "a", progress=False)
+    verify_traces([problem()], TRACES[:1], sandbox, tmp_path / "a")
     with pytest.raises(ValueError, match="not among these traces"):
         verify_traces([problem()], [trace("good", "    return x << 1\n")], sandbox, tmp_path / "a")
 

@@ -12,7 +12,7 @@ from training.kata.execution import load, passes
 from training.kata.frames import FRAMES, HARD_FAMILIES
 from training.kata.hidden_tests import Case, cases_from_pool, killing_tests, quick_tests
 from training.kata.inputs import input_pool
-from training.kata.mutants import STRUCTURAL, mutants
+from training.kata.mutants import STRUCTURAL, compiles, mutants
 from training.kata.operations import LETTERS, LISTS, RANGES, STRINGS
 from training.kata.problems import (
     ENTRY_POINT,
@@ -255,8 +255,10 @@ def wrong_candidates(problem: Row, rng: random.Random, count: int) -> list[tuple
             options = mutants(source)
             weights = [3 if mutant.kind in STRUCTURAL else 1 for mutant in options]
             source = rng.choices(options, weights)[0].source
+            if not compiles(source):
+                break
         code = source.removeprefix(kata.code_prefix)
-        if code not in right:
+        if code not in right and compiles(source):
             found.setdefault(code, structure)
     return [(structure, code) for code, structure in found.items()]
 

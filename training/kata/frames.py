@@ -193,7 +193,9 @@ _PLAIN = [
         element="word",
         ordered_only=True,
     ),
-    _plain("below_n", RANGES, "go over numbers below n", _walk("for x in range(n):", ("x = 0",), "x < n", "", "x += 1")),
+    _plain(
+        "below_n", RANGES, "go over numbers below n", _walk("for x in range(n):", ("x = 0",), "x < n", "", "x += 1")
+    ),
     _plain(
         "to_n",
         RANGES,
@@ -384,7 +386,13 @@ def _until(name: str, x: str) -> Callable[[Parts], Variants]:
         return {
             "loop": body([*parts.init(), f"for {x} in {name}:", *indented([*stop, *parts.update(x)]), parts.finish()]),
             "while": body(
-                [*parts.init(), "i = 0", f"while {walking}:", *indented([*parts.update(item), "i += 1"]), parts.finish()]
+                [
+                    *parts.init(),
+                    "i = 0",
+                    f"while {walking}:",
+                    *indented([*parts.update(item), "i += 1"]),
+                    parts.finish(),
+                ]
             ),
         }
 
@@ -727,9 +735,7 @@ def _alternate(parts: Parts) -> Variants:
     flagged = ["if plus:", f"{INDENT}total += {parts.value()}", "else:", f"{INDENT}total -= {parts.value()}"]
     return {
         "loop": body([*start, *indented([f"total += sign * {parts.factor()}", "sign = -sign"]), "return total"]),
-        "compare": body(
-            [start[0], "plus = True", start[2], *indented([*flagged, "plus = not plus"]), "return total"]
-        ),
+        "compare": body([start[0], "plus = True", start[2], *indented([*flagged, "plus = not plus"]), "return total"]),
     }
 
 
@@ -751,9 +757,7 @@ def _reset(parts: Parts) -> Variants:
     step = f"total + ({value})" if " if " in value else f"total + {value}"
     return {
         "loop": body([*start, *indented(after), "return total"]),
-        "compare": body(
-            [*start, *indented([f"v = {step}", f"total = v if v <= {parts.a} else 0"]), "return total"]
-        ),
+        "compare": body([*start, *indented([f"v = {step}", f"total = v if v <= {parts.a} else 0"]), "return total"]),
     }
 
 
@@ -920,6 +924,4 @@ _STATE = [
     ),
 ]
 
-FRAMES: dict[str, Frame] = {
-    frame.name: frame for frame in [*_PLAIN, *_NESTED, *_EARLY_EXIT, *_TWO_INPUTS, *_STATE]
-}
+FRAMES: dict[str, Frame] = {frame.name: frame for frame in [*_PLAIN, *_NESTED, *_EARLY_EXIT, *_TWO_INPUTS, *_STATE]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from training.kata.execution import FAILED, load, same
@@ -48,6 +48,14 @@ def quick_tests(cases: Sequence[Case]) -> list[Case]:
     return [cases[index] for index in diverse(cases, FEWEST, half)]
 
 
+def _runnable_mutants(source: str) -> Iterator[Call]:
+    for mutant in mutants(source):
+        try:
+            yield load(mutant.source)
+        except SyntaxError:
+            continue
+
+
 def _first_kill(call: Call, cases: Sequence[Case], order: Sequence[int]) -> int | None:
     for index in order:
         if not same(call(cases[index]["args"]), cases[index]["expected"]):
@@ -64,8 +72,7 @@ def killing_tests(kata: Kata, rng: random.Random, pool_size: int = 300) -> list[
     needed = diverse(cases, 5)
     rest = [index for index in range(len(cases)) if index not in needed]
     killed: list[Call] = []
-    for mutant in mutants(kata.code_prefix + kata.reference):
-        call = load(mutant.source)
+    for call in _runnable_mutants(kata.code_prefix + kata.reference):
         index = _first_kill(call, cases, needed)
         if index is None:
             index = _first_kill(call, cases, rest)
@@ -106,8 +113,7 @@ def kill_rate(
     tests = problem["tests"]
     killed = different = 0
     for code in kata.bodies.values() if every_structure else [kata.reference]:
-        for mutant in mutants(kata.code_prefix + code):
-            call = load(mutant.source)
+        for call in _runnable_mutants(kata.code_prefix + code):
             dead = _first_kill(call, tests, range(len(tests))) is not None
             if dead or _first_kill(call, cases, range(len(cases))) is not None:
                 different += 1

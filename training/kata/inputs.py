@@ -25,7 +25,9 @@ def _interesting_numbers(numbers: Sequence[int]) -> list[int]:
 
 def _interesting_letters(texts: Sequence[str]) -> str:
     own = {letter for text in texts for letter in text if letter.isalpha()}
-    near = {ALPHABET[(ALPHABET.index(letter) + shift) % 26] for letter in own if letter in ALPHABET for shift in (-1, 1)}
+    near = {
+        ALPHABET[(ALPHABET.index(letter) + shift) % 26] for letter in own if letter in ALPHABET for shift in (-1, 1)
+    }
     return "".join(sorted(own | near | {letter.upper() for letter in own}))
 
 
@@ -39,47 +41,48 @@ class Inputs:
         self.letters = _interesting_letters(texts)
         # Letters that the program names must be frequent, or a wrong letter goes unnoticed.
         self.text_pool = self.letters * 4 + "aeiouAEbkmzBKZ" + "059"
+        self.word_pool = self.letters + "aeiobkm"
+        self.sizes = [*range(0, 15), *[number for number in self.numbers if 0 <= number <= 60], 20, 27]
 
     def number(self) -> int:
-        if self.rng.random() < 0.6:
-            return self.rng.choice(self.numbers)
-        return self.rng.randint(-9, 25)
+        random = self.rng.random
+        if random() < 0.6:
+            return self.numbers[int(random() * len(self.numbers))]
+        return int(random() * 35) - 9
 
     def numbers_list(self, longest: int = 8) -> list[int]:
-        values = [self.number() for _ in range(self.rng.randint(0, longest))]
-        if values and self.rng.random() < 0.4:
-            values[self.rng.randrange(len(values))] = self.rng.choice(values)
-        if self.rng.random() < 0.15:
+        random = self.rng.random
+        values = [self.number() for _ in range(int(random() * (longest + 1)))]
+        form = random()
+        if values and form < 0.4:
+            values[int(random() * len(values))] = values[int(random() * len(values))]
+        elif form < 0.55:
             values = [abs(value) for value in values]
-        if self.rng.random() < 0.15:
+        elif form < 0.7:
             values.sort()
         return values
 
     def text(self) -> str:
-        letters = "".join(self.rng.choice(self.text_pool) for _ in range(self.rng.randint(0, 9)))
+        letters = "".join(self.rng.choices(self.text_pool, k=int(self.rng.random() * 10)))
         if letters and self.rng.random() < 0.3:
-            letters = letters.replace(letters[0], self.rng.choice(letters))
+            letters = letters.replace(letters[0], letters[-1])
         return letters
 
     def word(self) -> str:
-        pool = self.letters + "aeiobkm"
-        word = "".join(self.rng.choice(pool) for _ in range(self.rng.randint(1, 7)))
+        word = "".join(self.rng.choices(self.word_pool, k=1 + int(self.rng.random() * 7)))
         return word + word[::-1] if len(word) < 4 and self.rng.random() < 0.3 else word
 
     def words(self) -> str:
-        words = [self.word() for _ in range(self.rng.randint(0, 7))]
+        words = [self.word() for _ in range(int(self.rng.random() * 8))]
         if words and self.rng.random() < 0.4:
-            words.append(self.rng.choice(words))
+            words.append(words[0])
         return " ".join(words)
 
     def draw(self, kind: str) -> Any:
+        """A random argument. Raises ValueError for a kind that no frame has."""
         rng = self.rng
         if kind == "ints":
             return self.numbers_list()
-        if kind == "rows":
-            return [self.numbers_list(5) for _ in range(rng.randint(0, 4))]
-        if kind == "positions":
-            return [rng.randint(-2, 8) for _ in range(rng.randint(0, 6))]
         if kind == "text":
             return self.text()
         if kind == "words":
@@ -87,9 +90,13 @@ class Inputs:
         if kind == "number":
             return self.number()
         if kind == "size":
-            return rng.choice([*range(0, 15), *[number for number in self.numbers if 0 <= number <= 60], 20, 27])
+            return rng.choice(self.sizes)
         if kind == "small":
-            return rng.randint(0, 12)
+            return int(rng.random() * 13)
+        if kind == "rows":
+            return [self.numbers_list(5) for _ in range(rng.randint(0, 4))]
+        if kind == "positions":
+            return [rng.randint(-2, 8) for _ in range(rng.randint(0, 6))]
         if kind == "digits":
             return rng.choice([rng.randint(1, 99), rng.randint(100, 99999), rng.randint(10000, 9999999)])
         raise ValueError(f"kind: got {kind!r}, want one of the input kinds of a frame's arguments")

@@ -51,18 +51,21 @@ class Mutant:
 
 
 def mutants(source: str) -> list[Mutant]:
-    """All single-edit mutants that compile, each text once, without the original."""
+    """All single-edit mutants, each text once, without the original. A few do not compile: see `compiles`."""
     found: dict[str, Mutant] = {}
-    editor = _Editor(source)
-    for kind, text in editor.edits():
-        if text == source or text in found:
-            continue
-        try:
-            compile(text, "<mutant>", "exec")
-        except SyntaxError:
-            continue
-        found[text] = Mutant(kind, text)
+    for kind, text in _Editor(source).edits():
+        if text != source:
+            found.setdefault(text, Mutant(kind, text))
     return list(found.values())
+
+
+def compiles(source: str) -> bool:
+    """Whether Python accepts the program (`break` moved out of its loop, for one, it does not)."""
+    try:
+        compile(source, "<mutant>", "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 class _Editor:
@@ -166,8 +169,9 @@ class _Editor:
         elif isinstance(node, ast.Call):
             yield from self._call(node)
         elif isinstance(node, ast.IfExp):
-            yield "swap_branches", self._put(
-                node, f"{self._text(node.orelse)} if {self._text(node.test)} else {self._text(node.body)}"
+            yield (
+                "swap_branches",
+                self._put(node, f"{self._text(node.orelse)} if {self._text(node.test)} else {self._text(node.body)}"),
             )
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
             yield "clause", self._put(node, self._text(node.value))
@@ -259,8 +263,9 @@ class _Editor:
             if statement.orelse:
                 else_start, else_end = self._block(statement.orelse)
                 then_lines, else_lines = self.lines[then_start:then_end], self.lines[else_start:else_end]
-                yield "swap_branches", self._with_lines(
-                    start, end, [self.lines[start], *else_lines, pad + "else:", *then_lines]
+                yield (
+                    "swap_branches",
+                    self._with_lines(start, end, [self.lines[start], *else_lines, pad + "else:", *then_lines]),
                 )
                 yield "unwrap", self._with_lines(start, end, self.lines[start:then_end])
                 yield "unwrap", self._with_lines(then_end, end, [line.removeprefix(INDENT) for line in else_lines])

@@ -262,9 +262,7 @@ _PAIR_MAPS = _maps(
 ANY_DOMAIN = (LISTS, STRINGS, RANGES)
 
 
-def _reduce(
-    name: str, takes: str, gives: str, phrase: str, fold: Fold, parameters: tuple[str, ...] = ()
-) -> Operation:
+def _reduce(name: str, takes: str, gives: str, phrase: str, fold: Fold, parameters: tuple[str, ...] = ()) -> Operation:
     domains = (STRINGS,) if takes == "text" else ANY_DOMAIN
     return Operation(name, "reduce", domains, phrase, "", parameters, "", takes, gives, fold)
 
