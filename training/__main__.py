@@ -100,10 +100,10 @@ def default_run_folder(config: RunConfig) -> Path:
     return Path("runs") / f"{config.name}-seed{config.seed}"
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     # Overrides may also follow an option, which argparse does not take as the same positional list.
-    arguments, rest = parser.parse_known_args()
+    arguments, rest = parser.parse_known_args(argv)
     if unknown := [word for word in rest if word.startswith("-") or "=" not in word or arguments.verb == "report"]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:

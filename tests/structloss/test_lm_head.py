@@ -15,7 +15,7 @@ from torch import Tensor
 
 from structloss.lm_head import LinearCrossEntropyOutput, linear_cross_entropy, linear_logprob
 
-# Chunked and full-logit results differ in float64 only by summation order: measured <= 3e-14 on these sizes.
+# Chunked and full-logit results differ in float64 only by summation order: measured 1.3e-15 of the largest entry.
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
 
 

@@ -60,6 +60,8 @@ def test_bootstrap_interval_is_deterministic_and_covers() -> None:
     assert result.high == pytest.approx(result.value + half, abs=0.01)
     narrow = pass_at_k(10, correct, 1, confidence=0.5)
     assert result.low < narrow.low < narrow.high < result.high
+    quartile = 0.6745 * (correct / 10).std() / np.sqrt(60)
+    assert (narrow.low, narrow.high) == pytest.approx((result.value - quartile, result.value + quartile), abs=0.003)
 
     generator = np.random.default_rng(1)
     hits = 0
