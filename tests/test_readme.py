@@ -1,0 +1,37 @@
+"""The README's example runs as printed, and its promises about imports hold."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def test_the_example_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        names: dict = {}
+        torch.manual_seed(0)
+        exec(block, names)
+        assert names["hidden"].grad.abs().sum() > 0
+        assert 0 < names["posterior"].sum() <= names["student"].sizes[0]
+
+
+def test_the_library_imports_without_the_application() -> None:
+    code = (
+        "import sys, time, torch; start = time.perf_counter(); import structloss; "
+        "assert not {'transformers', 'training', 'triton', 'tokenizers'} & set(sys.modules); "
+        "print(time.perf_counter() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2.0
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    text = Path("README.md").read_text()
+    for link in re.findall(r"\]\((docs/[^)]+)\)", text):
+        assert Path(link).is_file(), link
