@@ -76,7 +76,8 @@ class StudentConfig(Section):
 
 class TrainConfig(Section):
     tokens: int = Field(1_700_000, ge=1, description="budget: training ends when so many were seen")
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(8, ge=1)
+    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: for the trunk's matrices, AdamW elsewhere")
     learning_rate: float = Field(3e-3, gt=0)
     warmup: float = Field(0.03, ge=0, le=1, description="share of the steps")
     final_learning_rate: float = Field(0.05, ge=0, le=1, description="share of learning_rate at the end")

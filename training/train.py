@@ -22,6 +22,7 @@ from training import text
 from training.batches import plan_batches
 from training.config import ConfigError, RunConfig
 from training.jsonl import read_jsonl
+from training.optimizers import build_optimizer, trunk_matrices_of
 from training.progress import Progress
 from training.runs import RunFolder, read_json, write_json
 from training.students import build_student, load_tokenizer, train_tokenizer
@@ -143,12 +144,20 @@ def train_arm(
     loss = StructureAwareLoss(
         **loss_config.model_dump(), hidden_size=student.config.hidden_size, num_kinds=num_kinds("python")
     )
+    model = StudentWithLoss(student, loss)
     trainer = StructureTrainer(
-        StudentWithLoss(student, loss),
+        model,
         training_arguments(config, folder, len(plan)),
         tokenizer=tokenizer,
         examples=examples,
         plan=plan,
+        optimizer=build_optimizer(
+            model,
+            trunk_matrices_of(student),
+            name=config.train.optimizer,
+            learning_rate=config.train.learning_rate,
+            weight_decay=config.train.weight_decay,
+        ),
     )
     trainer.remove_callback(PrinterCallback)
     load = OtherLoad()
@@ -188,8 +197,6 @@ def training_arguments(config: RunConfig, folder: Path, steps: int) -> TrainingA
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": train.final_learning_rate},
         warmup_steps=max(1, round(train.warmup * steps)),
-        weight_decay=train.weight_decay,
-        adam_beta2=0.95,
         max_grad_norm=train.max_grad_norm,
         logging_steps=train.log_every,
         logging_nan_inf_filter=False,

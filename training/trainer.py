@@ -93,14 +93,14 @@ class StructureTrainer(Trainer):
         tokenizer: Any,
         examples: Sequence[Example],
         plan: list[list[int]],
-        callbacks: list[TrainerCallback] | None = None,
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         super().__init__(
             model=model,
             args=args,
             train_dataset=ExampleDataset(examples),
             data_collator=StructureCollator(tokenizer.pad_token_id, with_groups=model.loss.lambda_path > 0.0),
-            callbacks=callbacks,
+            optimizers=(optimizer, None),
         )
         self.model_accepts_loss_kwargs = False
         self.tokenizer = tokenizer

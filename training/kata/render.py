@@ -170,11 +170,25 @@ def two_steps(parts: Parts, header: str, x: str = "x") -> str | None:
     return body([f"kept = [{variable} for {variable} in {iterable} if {parts.condition(x)}]", line])
 
 
+_ACCUMULATORS = re.compile(r"(total|best|out|last|text|seen|count|counts|run|sign|plus|on) = (?!.* for )(.*)")
+
+
 def explain(structure: str, code: str) -> str:
-    """Step-by-step reasoning for a body: the structure's name, then each statement in words, in code order."""
+    """Step-by-step reasoning for a body: the structure's name, then each statement in words.
+
+    The steps come in code order, but for the accumulators' first values: these are said after the loop, so that
+    all the parameters come in the order of the sentence.
+    """
     said = [f"{structure}."]
+    starts: list[str] = []
     lines = [line.strip() for line in code.splitlines()]
     for position, line in enumerate(lines):
+        top = code.splitlines()[position].startswith(INDENT + line[:1])
+        if top and (match := _ACCUMULATORS.fullmatch(line)):
+            starts.append(f"start {match[1]} at {match[2]}.")
+            continue
+        if top and position == len(lines) - 1:
+            said += starts
         if line in ("continue", "break"):
             if not (position and lines[position - 1].startswith("if ")):
                 said.append("skip." if line == "continue" else "stop.")
