@@ -75,7 +75,7 @@ class StudentConfig(Section):
 
 
 class TrainConfig(Section):
-    tokens: int = Field(1_700_000, ge=1, description="budget: training ends when so many were seen")
+    tokens: int = Field(1_200_000, ge=1, description="budget: training ends when so many were seen")
     batch_size: int = Field(8, ge=1)
     optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: for the trunk's matrices, AdamW elsewhere")
     learning_rate: float = Field(3e-3, gt=0)

@@ -135,7 +135,7 @@ def test_copying_the_nearest_training_program_is_hopeless(data: KataData) -> Non
 
 @pytest.mark.parametrize(
     ("numbers", "named"),
-    [((5, 6, 2), "num_validation"), ((5, 2, 6), "num_test"), ((5, 2, 2, 0, 0), "traces_per_problem")],
+    [((7, 6, 2), "num_train"), ((7, 2, 6), "num_train"), ((5, 2, 2, 0, 0), "traces_per_problem")],
 )
 def test_wrong_arguments_are_named(numbers: tuple[int, ...], named: str) -> None:
     with pytest.raises(ValueError, match=named):

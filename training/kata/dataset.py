@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from training.kata.execution import load, passes
@@ -51,7 +51,7 @@ def is_held_out(shape: Shape, seed: int = 0) -> bool:
     return any(_pair_hash(seed, *pair) < HELD_OUT_SHARE for pair in shape.pairs())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pair_hash(seed: int, first: str, second: str) -> float:
     digest = hashlib.blake2b(f"{seed}:{first}:{second}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") / 2**32
@@ -83,7 +83,7 @@ def _draw_step(names: list[str], share: float, rng: random.Random) -> str:
     return rng.choice(real)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _probes(kinds: tuple[str, ...]) -> list[list[Any]]:
     constants = " ".join(map(str, range(10))) + "".join(f' "{letter}"' for letter in LETTERS)
     return input_pool(kinds, constants, random.Random("probes"), 48)
@@ -172,11 +172,13 @@ def make_kata(
     "test_composition" hold a pair of operations that training never combines. No two problems share their
     sentence, their reference or their results on a fixed set of inputs.
 
-    Raises ValueError if `num_train` is less than `num_test` or `num_validation`: then shapes would be missing.
+    Raises ValueError if `num_train` is less than `num_test + num_validation` (each of their shapes needs a training
+    problem) or if `traces_per_problem` is less than 1.
     """
-    for name, value in (("num_validation", num_validation), ("num_test", num_test)):
-        if value > num_train:
-            raise ValueError(f"{name}: got {value}, want at most num_train = {num_train}")
+    if num_train < num_test + num_validation:
+        raise ValueError(
+            f"num_train: got {num_train}, want at least num_test + num_validation = {num_test + num_validation}"
+        )
     if traces_per_problem < 1:
         raise ValueError(f"traces_per_problem: got {traces_per_problem}, want at least 1")
     maker = _Maker(seed)
@@ -202,7 +204,7 @@ def make_kata(
                 problems[split].append(row)
                 anchors.append(anchor)
     rng, number = random.Random(f"{seed}:shapes:train"), len(anchors)
-    problems["train"] = anchors[:num_train]
+    problems["train"] = anchors
     while len(problems["train"]) < num_train:
         shape = draw_shape(rng)
         number += 1

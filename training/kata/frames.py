@@ -364,14 +364,12 @@ def _position(name: str, x: str) -> Callable[[Parts], Variants]:
     def build(parts: Parts) -> Variants:
         item, missing = f"{name}[i]", f"return {parts.a}"
         found = [f"if {parts.condition(item)}:", INDENT + "return i"]
+        named = [f"if {parts.condition(x)}:", INDENT + "return i"]
         top = f"for i in range(len({name})):"
         return {
             "loop": body([top, *indented(found), missing]),
             "line": body([f"return next((i {top[:-1]} if {parts.condition(item)}), {parts.a})"]),
-            "index": body(
-                [f"for i, {x} in enumerate({name}):", INDENT + f"if {parts.condition(x)}:", INDENT * 2 + "return i"]
-                + [missing]
-            ),
+            "index": body([f"for i, {x} in enumerate({name}):", *indented(named), missing]),
             "while": body(["i = 0", f"while i < len({name}):", *indented([*found, "i += 1"]), missing]),
         }
 

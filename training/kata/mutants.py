@@ -6,6 +6,7 @@ Text edits keep the teacher's formatting, so a mutant looks like something that 
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -184,9 +185,9 @@ class _Editor:
                 return
             # Two wrong variables a place, not always the same ones: enough, and not a quadratic number.
             avoided = (node.id, self.squaring.get((node.lineno, node.col_offset)))
-            others = [name for name in self.variables if name not in avoided]
-            for shift in range(min(2, len(others))):
-                other = others[(node.lineno + node.col_offset + shift) % len(others)]
+            names = [name for name in self.variables if name not in avoided]
+            for shift in range(min(2, len(names))):
+                other = names[(node.lineno + node.col_offset + shift) % len(names)]
                 yield "variable", self._put(node, other)
 
     def _constant(self, node: ast.Constant) -> Iterator[tuple[str, str]]:
@@ -278,7 +279,7 @@ class _Editor:
     def _moves(self) -> Iterator[tuple[str, str]]:
         """The final return into the loop; what stands right before a loop into it."""
         statements = self.function.body
-        for before, loop in zip(statements, statements[1:], strict=False):
+        for before, loop in itertools.pairwise(statements):
             if not isinstance(loop, (ast.For, ast.While)):
                 continue
             if isinstance(before, ast.Assign):

@@ -6,6 +6,7 @@ mapped value. Frames, which say where the elements come from, are operations too
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -67,12 +68,8 @@ class Operation:
 
     def count_parameter_values(self) -> int:
         """Number of parameter settings that respect the rule."""
-        if not self.parameters:
-            return 1
-        first = [[value] for value in PARAMETER_VALUES[self.parameters[0]]]
-        for kind in self.parameters[1:]:
-            first = [values + [value] for values in first for value in PARAMETER_VALUES[kind]]
-        return sum(_allowed(self.rule, values) for values in first)
+        settings = itertools.product(*(PARAMETER_VALUES[kind] for kind in self.parameters))
+        return sum(_allowed(self.rule, list(values)) for values in settings)
 
 
 def _allowed(rule: str, values: list[int | str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Shape:
     def pairs(self) -> list[tuple[str, str]]:
         """Combinations that a split may hold out: neighbouring steps, in a harder family also frame and first step."""
         steps = [name for name in (self.filter, self.map, self.reduce) if name]
-        found = list(zip(steps, steps[1:], strict=False))
+        found = list(itertools.pairwise(steps))
         if self.family not in PLAIN_FAMILIES and steps:
             found.append((self.frame, steps[0]))
         return found
@@ -103,9 +104,8 @@ def reductions_of(frame: Frame, filter_name: str, map_name: str) -> list[str]:
         # it would be the number of elements.
         if name in ("count", "exists") and (map_name or not (filter_name or frame.filters == "never")):
             continue
-        if value == "pair":
-            if name not in ("count", "exists"):
-                continue
+        if value == "pair" and name not in ("count", "exists"):
+            continue
         found.append(name)
     return found
 

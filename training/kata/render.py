@@ -77,7 +77,8 @@ class Parts:
 
     @property
     def fold(self) -> Fold:
-        assert self.reduce is not None and self.reduce[0].fold is not None
+        assert self.reduce is not None
+        assert self.reduce[0].fold is not None
         return self.reduce[0].fold
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import time
@@ -29,7 +30,7 @@ def count_tokens(text: str) -> int:
 
 def _features(prompt: str) -> set[str]:
     words = re.findall(r"\d+|\w+|[^\w\s]", prompt)
-    return {*words, *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))}
+    return {*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))}
 
 
 def copy_nearest(problems: Sequence[Row], train: Sequence[Row]) -> int:
