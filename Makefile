@@ -23,8 +23,8 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu')
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(SOURCES)
 	@echo "== set-up: .venv, pinned packages, compiled extension"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch numpy
-	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	@$(RUN) -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch numpy
+	@$(RUN) -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
 	@$(RUN) -c "import structloss; print('   structloss', structloss.__version__, '| compiled extension:', structloss.has_extension())"
 	@touch $@
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,8 +53,10 @@ def main() -> None:
             }
         )
         row = rows[-1]
-        print(f"{name:32} {row['median_ms']:8.1f} ms  [{row['p25_ms']:.1f}, {row['p75_ms']:.1f}]  "
-              f"{row['over_trunk']:.2f} x trunk  {row['over_fused_cross_entropy']:.2f} x fused cross-entropy")  # fmt: skip
+        print(
+            f"{name:32} {row['median_ms']:8.1f} ms  [{row['p25_ms']:.1f}, {row['p75_ms']:.1f}]  "
+            f"{row['over_trunk']:.2f} x trunk  {row['over_fused_cross_entropy']:.2f} x fused"
+        )
     if options.out:
         report = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1, "rows": rows}
         options.out.write_text(json.dumps(report | {"batch_size": options.batch_size}, indent=1) + "\n")
@@ -61,11 +64,10 @@ def main() -> None:
 
 def build_variants(batch_size: int, hidden_size: int) -> dict[str, Callable[[], torch.Tensor]]:
     """Each variant gives the scalar to differentiate; they agree where they compute the same."""
-    import tempfile
-
     traces = make_kata(max(batch_size, 40), 1, 1).traces[:batch_size]
     with tempfile.TemporaryDirectory() as folder:
-        train_tokenizer(("".join(part for _, part in text.segments(trace)) for trace in traces), 1024).save_pretrained(folder)
+        written = ("".join(part for _, part in text.segments(trace)) for trace in traces)
+        train_tokenizer(written, 1024).save_pretrained(folder)
         tokenizer = load_tokenizer(folder)
     config = StudentConfig(hidden_size=hidden_size, intermediate_size=3 * hidden_size)
     student = build_student(config, tokenizer, seed=0, max_positions=512)

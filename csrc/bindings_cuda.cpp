@@ -22,10 +22,12 @@ PYBIND11_MODULE(_C_cuda, m) {
     m.def("device_count", &structloss::device_count, "Visible CUDA devices; -1 without a usable driver.");
     m.def(
         "scale_rows",
-        [](std::uintptr_t matrix, std::uintptr_t scale, std::int64_t rows, std::int64_t columns, std::uintptr_t stream) {
+        [](std::uintptr_t matrix, std::uintptr_t scale, std::int64_t rows, std::int64_t columns,
+           std::uintptr_t stream) {
             py::gil_scoped_release release;
-            check(structloss::scale_rows(reinterpret_cast<float*>(matrix), reinterpret_cast<const float*>(scale), rows,
-                                         columns, reinterpret_cast<void*>(stream)),
+            check(structloss::scale_rows(reinterpret_cast<float*>(matrix),
+                                         reinterpret_cast<const float*>(scale), rows, columns,
+                                         reinterpret_cast<void*>(stream)),
                   "scale_rows");
         },
         py::arg("matrix"), py::arg("scale"), py::arg("rows"), py::arg("columns"), py::arg("stream"));

@@ -75,7 +75,7 @@ class StudentConfig(Section):
 
 
 class TrainConfig(Section):
-    tokens: int = Field(1_200_000, ge=1, description="budget: training ends when so many were seen")
+    tokens: int = Field(1_100_000, ge=1, description="budget: training ends when so many were seen")
     batch_size: int = Field(8, ge=1)
     optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: for the trunk's matrices, AdamW elsewhere")
     learning_rate: float = Field(3e-3, gt=0)
@@ -114,7 +114,7 @@ class PathwayConfig(Section):
 
 class EvaluateConfig(Section):
     splits: list[str] | None = Field(None, description="default: every test split of the data")
-    max_new_tokens: int = Field(192, ge=1)
+    max_new_tokens: int = Field(160, ge=1)
     batch_size: int = Field(100, ge=1)
     untrained: bool = Field(True, description="evaluate the student before training as well")
     nearest: bool = Field(True, description="copy of the nearest training solution as a baseline")

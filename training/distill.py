@@ -67,17 +67,13 @@ def train_and_evaluate(root: Path, name: str, threads: int, progress_file: Path)
 
 
 def run_jobs(run: RunFolder, config: RunConfig, jobs: list[str]) -> None:
-    """Train and evaluate all arms and baselines, as many at once as cores are free, each with its share of threads.
+    """Train and evaluate all arms and baselines; another job starts whenever its share of the cores is idle.
 
     Raises:
         StageError: a job failed; the others are stopped. What they finished is kept for the next call.
     """
-    load = OtherLoad()
-    time.sleep(0.5)
-    free = max(1, round(usable_cores() - load.cores()))
-    at_once = min(len(jobs), free)
-    threads = max(1, free // min(at_once, len(config.arms)))
-    print(f"   {free} of {usable_cores()} cores free: {at_once} jobs at once, {threads} torch threads each")
+    cores = usable_cores()
+    threads = max(1, cores // min(len(config.arms), cores))
     context = multiprocessing.get_context("spawn")
     waiting = list(jobs)
     running: dict[str, multiprocessing.context.SpawnProcess] = {}
@@ -85,28 +81,42 @@ def run_jobs(run: RunFolder, config: RunConfig, jobs: list[str]) -> None:
     for file in files.values():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
+    load = OtherLoad()  # running jobs are processes of their own and count as load
+    next_look = time.monotonic() + 0.5
     watcher = Watcher(files)
     try:
         while waiting or running:
-            while waiting and len(running) < at_once:
-                name = waiting.pop(0)
+            time.sleep(0.2)
+            watcher.refresh()
+            check_jobs(run, running)
+            if time.monotonic() < next_look:
+                continue
+            idle = cores - load.cores()
+            next_look = time.monotonic() + 4.0
+            starts = max(round(idle / threads), not running)
+            for name in waiting[:starts]:
+                waiting.remove(name)
                 arguments = (run.root, name, threads, files[name])
                 running[name] = context.Process(target=train_and_evaluate, args=arguments)
                 running[name].start()
-            time.sleep(0.3)
-            watcher.refresh()
-            for name, process in list(running.items()):
-                if process.exitcode is None:
-                    continue
-                del running[name]
-                if process.exitcode:
-                    console = run.arm(name) / "console.log"
-                    lines = console.read_text().splitlines()[-12:] if console.is_file() else []
-                    raise StageError(
-                        f"{name} failed (exit {process.exitcode}); the end of {console}:\n  " + "\n  ".join(lines)
-                    )
     finally:
         watcher.close()
         for process in running.values():
             process.terminate()
             process.join()
+
+
+def check_jobs(run: RunFolder, running: dict[str, multiprocessing.context.SpawnProcess]) -> None:
+    """Forget the jobs that are done.
+
+    Raises:
+        StageError: one failed.
+    """
+    for name, process in list(running.items()):
+        if process.exitcode is None:
+            continue
+        del running[name]
+        if process.exitcode:
+            console = run.arm(name) / "console.log"
+            lines = console.read_text().splitlines()[-12:] if console.is_file() else []
+            raise StageError(f"{name} failed (exit {process.exitcode}); the end of {console}:\n  " + "\n  ".join(lines))

@@ -41,7 +41,7 @@ def verify_traces(
     def programs() -> Iterator[Program]:
         for row in todo:
             problem = by_id[row["problem_id"]]
-            own = {**problem, **{name: row[name] for name in ("code_prefix", "tests") if name in row}}
+            own: Row = {**problem, **{name: row[name] for name in ("code_prefix", "tests") if name in row}}
             yield program_from_problem(own, row["code"], id=row["id"], prelude=prelude, time_limit_s=time_limit_s)
 
     with JsonlAppender(out_path) as out, Progress("verify", len(todo), unit="program") as bar:

@@ -4,8 +4,9 @@
 
 namespace structloss {
 
-// matrix[r, :] *= scale[r] on a CUDA stream, in place. matrix: (rows, columns) float32, row-major, contiguous;
-// scale: (rows,) float32. All are device addresses. Returns the cudaError_t of the launch (0 = success).
+// matrix[r, :] *= scale[r] on a CUDA stream, in place. matrix: (rows, columns) float32, row-major,
+// contiguous; scale: (rows,) float32. All are device addresses. Returns the cudaError_t of the launch (0 =
+// success).
 int scale_rows(float* matrix, const float* scale, std::int64_t rows, std::int64_t columns, void* stream);
 
 // Text of a cudaError_t.

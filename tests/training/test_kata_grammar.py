@@ -1,10 +1,13 @@
 """The grammar: every frame, step and structure does what the sentence says, judged by programs written by hand."""
 
+# ruff: noqa: E501 - the oracles are a table, one row a line
+
 from __future__ import annotations
 
 import functools
 import itertools
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -244,11 +247,22 @@ def test_numbers_that_are_promised() -> None:
 
 def test_each_problem_of_two_or_more_structures() -> None:
     rng = random.Random(6)
-    shapes = [rng.choice([s for s in all_shapes() if s.frame == frame]) for frame in FRAMES for _ in range(4)]
+    by_frame: dict[str, list[Shape]] = {}
+    for shape in all_shapes():
+        by_frame.setdefault(shape.frame, []).append(shape)
+    shapes = [rng.choice(found) for found in by_frame.values() for _ in range(4)]
     for shape in shapes:
         bodies = build(shape, draw_params(shape, rng)).bodies
         assert len(set(bodies.values())) == len(bodies)
     assert sum(len(build(shape, draw_params(shape, rng)).bodies) >= 2 for shape in shapes) > 0.9 * len(shapes)
+
+
+def test_reasoning_has_the_parameters_in_the_order_of_the_sentence() -> None:
+    """What makes copying them easy for a small student: the n-th number here is the n-th number there."""
+    params = _params([4], filter=[2], map=[6], reduce=[3], post=[9])
+    kata = build(Shape("xs_from", "at_least", "add", "largest", "times"), params)
+    assert re.findall(r"\d", kata.sentence) == ["4", "2", "6", "3", "9"]
+    assert re.findall(r"\d", reasoning("loop", kata.bodies["loop"])) == ["4", "2", "6", "3", "9"]
 
 
 def test_shape_text_round_trip() -> None:
@@ -271,10 +285,10 @@ def test_negated(condition: str, opposite: str) -> None:
     assert negated(condition) == opposite
 
 
-def test_reasoning_names_structure_and_steps_in_code_order() -> None:
+def test_reasoning_names_structure_and_steps() -> None:
     kata = build(Shape("xs", "multiple", "square", "sum"), _params(filter=[3], map=[], reduce=[]))
     said = reasoning("loop", kata.bodies["loop"])
-    assert said == "loop. set total to 0. for x in xs, if x % 3 == 0, add x * x to total. return total."
+    assert said == "loop. for x in xs, if x % 3 == 0, add x * x to total. start total at 0. return total."
     assert reasoning("line", kata.bodies["line"]) == (
         "one line. for x in xs, if x % 3 == 0, take x * x. return sum(it)."
     )

@@ -24,7 +24,7 @@ def f(xs):
 
 @pytest.fixture(scope="module")
 def data() -> KataData:
-    return make_kata(60, 10, 40, seed=3)
+    return make_kata(80, 10, 40, seed=3)
 
 
 def test_mutants_hold_the_known_kinds_of_mistakes() -> None:
@@ -94,8 +94,8 @@ def test_hidden_tests_kill_mutants(data: KataData) -> None:
 
 
 def test_kill_rate_sees_weak_tests(data: KataData) -> None:
-    """The measure itself bites: with the first two tests only, many mutants live."""
-    rows = [{**row, "tests": row["tests"][:2]} for row in data.problems["test_unseen"][:15]]
+    """The measure itself bites: with two tests that were not chosen for their kills, many mutants live."""
+    rows = [{**row, "tests": row["tests"][-2:]} for row in data.problems["test_unseen"][:15]]
     counts = [kill_rate(row, pool_size=150) for row in rows]
     killed, different = (sum(column) for column in zip(*counts, strict=True))
     assert killed / different < 0.97

@@ -99,7 +99,7 @@ def fingerprint(kata: Kata) -> str:
 def _is_pointless(kata: Kata, cases: list[Case]) -> bool:
     """Whether the result hardly varies, or a step of the sentence changes nothing."""
     results = [repr(case["expected"]) for case in cases]
-    if max(results.count(result) for result in set(results)) > 0.8 * len(results):
+    if max(results.count(result) for result in set(results)) > 0.7 * len(results):
         return True
     shape = kata.shape
     for role in ("filter", "map", "post"):
@@ -255,6 +255,8 @@ def wrong_candidates(problem: Row, rng: random.Random, count: int) -> list[tuple
         source = kata.code_prefix + kata.bodies[structure]
         for _ in range(1 if rng.random() < 0.7 else 2):
             options = mutants(source)
+            if not options:
+                break
             weights = [3 if mutant.kind in STRUCTURAL else 1 for mutant in options]
             source = rng.choices(options, weights)[0].source
             if not compiles(source):

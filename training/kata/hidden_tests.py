@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from training.kata.execution import FAILED, load, same
 from training.kata.inputs import input_pool
 from training.kata.mutants import mutants
-from training.kata.problems import Kata, rebuild
+from training.kata.problems import Kata, build, draw_params, rebuild
 
 Call = Callable[[Sequence[Any]], Any]
 Case = dict[str, Any]  # {"args": [...], "expected": ...}
 
 FEWEST, MOST = 10, 20
+SIBLINGS = 6
 
 
 def cases_from_pool(kata: Kata, rng: random.Random, size: int) -> list[Case]:
@@ -28,17 +30,23 @@ def cases_from_pool(kata: Kata, rng: random.Random, size: int) -> list[Case]:
 
 
 def diverse(cases: Sequence[Case], count: int, chosen: Sequence[int] = ()) -> list[int]:
-    """`chosen` and further indices up to `count`: new results first, then in order."""
+    """`chosen` and further indices up to `count`: each time the first case whose result was taken least often.
+
+    So a yes-or-no problem gets as many tests that want yes as tests that want no.
+    """
     picked = list(chosen)
-    seen = {repr(cases[index]["expected"]) for index in picked}
-    for only_new in (True, False):
-        for index, case in enumerate(cases):
-            if len(picked) >= count:
-                return picked
-            key = repr(case["expected"])
-            if index not in picked and not (only_new and key in seen):
-                seen.add(key)
-                picked.append(index)
+    waiting: dict[str, list[int]] = {}
+    for index, case in enumerate(cases):
+        waiting.setdefault(repr(case["expected"]), []).append(index)
+    taken = dict.fromkeys(waiting, 0)
+    for index in picked:
+        key = repr(cases[index]["expected"])
+        waiting[key].remove(index)
+        taken[key] += 1
+    while len(picked) < count and (open_results := [key for key, indices in waiting.items() if indices]):
+        key = min(open_results, key=lambda result: taken[result])
+        picked.append(waiting[key].pop(0))
+        taken[key] += 1
     return picked
 
 
@@ -56,6 +64,16 @@ def _runnable_mutants(source: str) -> Iterator[Call]:
             continue
 
 
+def _siblings(kata: Kata, rng: random.Random) -> Iterator[Call]:
+    """Problems of the same shape in which one operation has other parameter values."""
+    roles = [operation.role for operation in kata.shape.operations if operation.parameters]
+    for _ in range(SIBLINGS):
+        role = rng.choice(roles)
+        sibling = build(kata.shape, {**kata.params, role: draw_params(kata.shape, rng)[role]})
+        if sibling.reference != kata.reference:
+            yield load(sibling.code_prefix + sibling.reference)
+
+
 def _first_kill(call: Call, cases: Sequence[Case], order: Sequence[int]) -> int | None:
     for index in order:
         if not same(call(cases[index]["args"]), cases[index]["expected"]):
@@ -64,7 +82,8 @@ def _first_kill(call: Call, cases: Sequence[Case], order: Sequence[int]) -> int 
 
 
 def killing_tests(kata: Kata, rng: random.Random, pool_size: int = 300) -> list[Case]:
-    """10 to 20 tests that every mutant of the reference fails, if it differs from it anywhere on the pool.
+    """10 to 20 tests that every mutant of the reference and some problems of the same shape with other parameters
+    fail, if they differ from it anywhere on the pool.
 
     Needed inputs are found mutant by mutant; then a greedy set cover drops those that others make superfluous.
     """
@@ -72,7 +91,7 @@ def killing_tests(kata: Kata, rng: random.Random, pool_size: int = 300) -> list[
     needed = diverse(cases, 5)
     rest = [index for index in range(len(cases)) if index not in needed]
     killed: list[Call] = []
-    for call in _runnable_mutants(kata.code_prefix + kata.reference):
+    for call in itertools.chain(_runnable_mutants(kata.code_prefix + kata.reference), _siblings(kata, rng)):
         index = _first_kill(call, cases, needed)
         if index is None:
             index = _first_kill(call, cases, rest)
@@ -95,7 +114,9 @@ def killing_tests(kata: Kata, rng: random.Random, pool_size: int = 300) -> list[
         best = max(needed, key=lambda index: len(kills[index] & open_mutants))
         cover.append(best)
         open_mutants -= kills[best]
-    count = min(MOST, max(FEWEST, len(cover) + 3))
+    # Where there are few different results, many wrong programs agree by chance: that takes more tests.
+    few_results = len({repr(case["expected"]) for case in cases}) <= FEWEST
+    count = MOST if few_results else min(MOST, max(FEWEST, len(cover) + 3))
     return [cases[index] for index in diverse(cases, count, cover)]
 
 
