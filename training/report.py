@@ -89,10 +89,10 @@ def curves_svg(logs: dict[str, list[dict[str, Any]]]) -> str:
         return ""
     figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 3.0), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], shown, strict=True):
-        for arm, rows in logs.items():
+        for number, (arm, rows) in enumerate(logs.items()):
             points = [(row["tokens"], row[name]) for row in rows if name in row]
             if points:
-                axis.plot(*zip(*points, strict=True), label=LABELS.get(arm, arm), linewidth=1.4)
+                axis.plot(*zip(*points, strict=True), label=LABELS.get(arm, arm), color=f"C{number}", linewidth=1.4)
         axis.set_title(CURVES[name], fontsize=10)
         axis.set_xlabel("tokens", fontsize=9)
         axis.tick_params(labelsize=8)

@@ -1,7 +1,8 @@
 // matrix[r, :] *= scale[r], the pass that the frozen-head backward needs (rows of dX by the upstream vector).
 //
 // Bytes: reads and writes the matrix once, 8 per element; flops: 1 per element. No shared memory. One thread
-// an element in a grid-stride loop over 64-bit indices, so there is no limit on rows * columns.
+// an element in a grid-stride loop over 64-bit indices, so there is no limit on rows * columns. nvcc 13.0
+// reports 30 registers for sm_80 and 26 for sm_90a, no spills.
 
 #include <cuda_runtime.h>
 

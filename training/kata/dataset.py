@@ -86,7 +86,7 @@ def _draw_step(names: list[str], share: float, rng: random.Random) -> str:
 @cache
 def _probes(kinds: tuple[str, ...]) -> list[list[Any]]:
     constants = " ".join(map(str, range(10))) + "".join(f' "{letter}"' for letter in LETTERS)
-    return input_pool(kinds, constants, random.Random("probes"), 48)
+    return input_pool(kinds, constants, random.Random("probes"), 40)
 
 
 def fingerprint(kata: Kata) -> str:
@@ -137,7 +137,7 @@ class _Maker:
             meaning = fingerprint(kata)
             if code in self.codes or meaning in self.meanings:
                 continue
-            cases = cases_from_pool(kata, rng, 40)
+            cases = cases_from_pool(kata, rng, 32)
             if _is_pointless(kata, cases):
                 continue
             self.sentences.add(kata.prompt)

@@ -40,7 +40,9 @@ def load(source: str, entry_point: str = "f") -> Callable[[Sequence[Any]], Any]:
 
 
 def _copied(value: Any) -> Any:
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+    if type(value) is not list:
+        return value
+    return [_copied(item) for item in value] if value and type(value[0]) is list else value[:]
 
 
 def same(left: Any, right: Any) -> bool:

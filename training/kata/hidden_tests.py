@@ -81,7 +81,7 @@ def _first_kill(call: Call, cases: Sequence[Case], order: Sequence[int]) -> int 
     return None
 
 
-def killing_tests(kata: Kata, rng: random.Random, pool_size: int = 300) -> list[Case]:
+def killing_tests(kata: Kata, rng: random.Random, pool_size: int = 500) -> list[Case]:
     """10 to 20 tests that every mutant of the reference and some problems of the same shape with other parameters
     fail, if they differ from it anywhere on the pool.
 

@@ -54,12 +54,16 @@ class Inputs:
         random = self.rng.random
         values = [self.number() for _ in range(int(random() * (longest + 1)))]
         form = random()
-        if values and form < 0.4:
+        if values and form < 0.2:
             values[int(random() * len(values))] = values[int(random() * len(values))]
+        elif values and form < 0.4:  # few different values, so that a rare filter keeps many of them
+            values = self.rng.choices(values[:2], k=longest + 1)
         elif form < 0.55:
             values = [abs(value) for value in values]
-        elif form < 0.7:
+        elif form < 0.65:
             values.sort()
+        elif form < 0.8:  # small steps, so that a sum can meet a limit exactly
+            values = [int(random() * 8) for _ in values]
         return values
 
     def text(self) -> str:
@@ -97,8 +101,8 @@ class Inputs:
             return [self.numbers_list(5) for _ in range(rng.randint(0, 4))]
         if kind == "positions":
             return [rng.randint(-2, 8) for _ in range(rng.randint(0, 6))]
-        if kind == "digits":
-            return rng.choice([rng.randint(1, 99), rng.randint(100, 9999), rng.randint(1000, 99999)])
+        if kind == "digits":  # not larger: a wrong program may count up to it
+            return rng.choice([rng.randint(1, 99), rng.randint(100, 999), rng.randint(1000, 9999)])
         raise ValueError(f"kind: got {kind!r}, want one of the input kinds of a frame's arguments")
 
     def edges(self, kind: str) -> list[Any]:
@@ -120,7 +124,7 @@ class Inputs:
             return [0, 1, 2, 3, *[number for number in self.numbers if 3 < number <= 45]]
         if kind == "small":
             return [0, 1, 2, 5]
-        return [1, 7, 10, 11, 90, 123, 98765]
+        return [1, 7, 10, 11, 90, 123, 9876]
 
 
 def input_pool(kinds: Sequence[str], code: str, rng: random.Random, size: int) -> list[list[Any]]:
