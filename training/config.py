@@ -115,7 +115,7 @@ class PathwayConfig(Section):
 class EvaluateConfig(Section):
     splits: list[str] | None = Field(None, description="default: every test split of the data")
     max_new_tokens: int = Field(160, ge=1)
-    batch_size: int = Field(100, ge=1)
+    batch_size: int = Field(50, ge=1)
     untrained: bool = Field(True, description="evaluate the student before training as well")
     nearest: bool = Field(True, description="copy of the nearest training solution as a baseline")
 

@@ -1,7 +1,7 @@
 """The operations that kata problems are composed of: filters, maps, reductions and finishing steps.
 
 Code templates use `{x}` (and `{y}` for pairs) for the element, `{a}` and `{b}` for the parameters, `{e}` for the
-mapped value. Frames, which say where the elements come from, are operations too; they stand in `frames.py`.
+mapped value. Frames, which say where the elements come from, are operations too; see `frames.py`.
 """
 
 from __future__ import annotations
