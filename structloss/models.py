@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 
 class HiddenAndHead(NamedTuple):
@@ -24,13 +25,17 @@ def hidden_and_head(model: Any, **inputs: Any) -> HiddenAndHead:
     read from its configuration (`final_logit_softcapping`; `logit_scale`, or the inverse of `logits_scaling`).
 
     Args:
-        model: has `get_output_embeddings()`, `base_model` and `config`; a wrapper with `.module` is opened.
+        model: has `get_output_embeddings()`, `base_model` and `config`.
         inputs: what the trunk takes (`input_ids`, `attention_mask`, ...).
 
     Raises:
-        ValueError: a model without these, or with an adapter on its head.
+        ValueError: a model without these, a data-parallel wrapper, or an adapter on the head.
     """
-    model = getattr(model, "module", model)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(
+            f"model: got a {type(model).__name__}; its forward must run for gradients to be synchronised, so wrap a "
+            "module that calls hidden_and_head inside its own forward"
+        )
     if hasattr(model, "get_base_model"):  # peft: adapters are injected into the base model
         model = model.get_base_model()
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.config import ConfigError, RunConfig, load_config
+
+if TYPE_CHECKING:
+    from training.runs import RunFolder
 
 EXAMPLES = """examples:
   python -m training distill training/recipes/kata.yaml                      everything, with a report at the end
@@ -64,14 +68,21 @@ def work(arguments: argparse.Namespace) -> None:
         return
 
     config = load_config(arguments.recipe, arguments.overrides)
-    from training.distill import distill, timed
+    from training.distill import distill
     from training.runs import RunFolder
 
     run = RunFolder.create(arguments.run or default_run_folder(config), config)
-    if arguments.verb == "distill":
-        distill(run, config)
-        return
+    with run.lock():
+        if arguments.verb == "distill":
+            distill(run, config)
+        else:
+            do_stages(arguments, run, config)
+
+
+def do_stages(arguments: argparse.Namespace, run: RunFolder, config: RunConfig) -> None:
+    """The verbs verify, train and evaluate."""
     from training.data import prepare_data, verify_data
+    from training.distill import timed
 
     timed(run, "data", lambda: prepare_data(run, config))
     verified = timed(run, "verify", lambda: verify_data(run, config))
@@ -113,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, OSError, ValueError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -38,9 +38,7 @@ class MbppConfig(Section):
 
     @field_validator("problems", "traces", "plus")
     @classmethod
-    def exists(cls, path: Path) -> Path:
-        if not path.expanduser().is_file():
-            raise ValueError(f"no such file: {path}")
+    def absolute(cls, path: Path) -> Path:
         return path.expanduser().resolve()
 
 
@@ -191,14 +189,14 @@ def load_config(recipe: Path, overrides: list[str]) -> RunConfig:
         values = yaml.safe_load(recipe.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {recipe}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{recipe} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{recipe}: wants a mapping of sections at the top")
     for override in overrides:
         apply_override(values, override)
     try:
-        return RunConfig(**values)
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
         faults = [
             f"  {'.'.join(map(str, fault['loc'])) or 'recipe'}: {fault['msg']}"
@@ -206,3 +204,8 @@ def load_config(recipe: Path, overrides: list[str]) -> RunConfig:
             for fault in error.errors()
         ]
         raise ConfigError(f"{recipe} with its overrides is not valid:\n" + "\n".join(faults)) from None
+    if config.data.mbpp is not None:
+        for name in ("problems", "traces", "plus"):
+            if not (path := getattr(config.data.mbpp, name)).is_file():
+                raise ConfigError(f"data.mbpp.{name}: no such file: {path}")
+    return config

@@ -20,6 +20,11 @@ def wants_pathways(config: RunConfig) -> bool:
     return any(config.loss_of(arm).lambda_path > 0.0 for arm in config.arms)
 
 
+def prelude_of(config: RunConfig) -> str:
+    """What stands in front of every program: on MBPP, teachers write `List` and `Tuple` without importing them."""
+    return "from typing import *\n" if config.data.source == "mbpp" else ""
+
+
 def prepare_data(run: RunFolder, config: RunConfig) -> dict[str, Any]:
     """Write problems, traces and, for the pathway term, candidates; returns (and stores) their counts."""
     if run.data_summary_path.is_file():
@@ -78,8 +83,6 @@ def verify_data(run: RunFolder, config: RunConfig) -> dict[str, Any]:
         return read_json(run.verified_summary_path)
     problems = list(jsonl.read_jsonl(run.problems_path))
     settings = config.sandbox
-    # Teachers write `List` and `Tuple` without importing them.
-    prelude = "from typing import *\n" if config.data.source == "mbpp" else ""
     summary: dict[str, Any] = {}
     with Sandbox(workers=settings.workers, memory_mb=settings.memory_mb, unsafe=settings.unsafe) as sandbox:
         summary["isolation"] = sandbox.isolation
@@ -89,7 +92,7 @@ def verify_data(run: RunFolder, config: RunConfig) -> dict[str, Any]:
         for name, (source, target) in files.items():
             rows = list(jsonl.read_jsonl(source))
             summary[name] = verify_traces(
-                problems, rows, sandbox, target, time_limit_s=settings.time_limit_s, prelude=prelude
+                problems, rows, sandbox, target, time_limit_s=settings.time_limit_s, prelude=prelude_of(config)
             )
     write_json(run.verified_summary_path, summary)
     return summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any, TypeVar
 
 from training.config import RunConfig
 from training.data import prepare_data, verify_data
-from training.evaluate import evaluate_arm
+from training.evaluate import evaluate_arm, is_evaluated
 from training.progress import Watcher
 from training.report import print_results, write_report
 from training.runs import RunFolder
-from training.threads import OtherLoad, usable_cores
+from training.threads import OtherLoad, idle_cores, usable_cores
 from training.train import tokenizer_of, train_arm
 
 Result = TypeVar("Result")
@@ -44,7 +45,8 @@ def distill(run: RunFolder, config: RunConfig) -> None:
     print(f"   {_counts(verified['traces'])}")
     tokenizer_of(run, config)
     jobs = list(config.arms) + ["untrained"] * config.evaluate.untrained + ["nearest"] * config.evaluate.nearest
-    timed(run, "train and evaluate", lambda: run_jobs(run, config, jobs))
+    if unfinished := [name for name in jobs if not is_evaluated(run, config, name)]:
+        timed(run, "train and evaluate", lambda: run_jobs(run, config, unfinished))
     path = timed(run, "report", lambda: write_report(run, config))
     print_results(run, config)
     load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
@@ -57,6 +59,7 @@ def _counts(values: dict[str, Any]) -> str:
 
 def train_and_evaluate(root: Path, name: str, threads: int, progress_file: Path) -> None:
     """One arm or baseline, in a process of its own, with its console in a file."""
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     run, config = RunFolder.existing(root)
     console = os.open(run.arm(name) / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(console, sys.stdout.fileno())
@@ -64,6 +67,14 @@ def train_and_evaluate(root: Path, name: str, threads: int, progress_file: Path)
     if name in config.arms:
         train_arm(run, config, name, threads=threads, progress_file=progress_file)
     evaluate_arm(run, config, name, threads=threads, progress_file=progress_file)
+
+
+def exit_with_parent() -> None:
+    """An arm must not go on when its run was killed: the resumed run would train it a second time."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def run_jobs(run: RunFolder, config: RunConfig, jobs: list[str]) -> None:
@@ -91,7 +102,7 @@ def run_jobs(run: RunFolder, config: RunConfig, jobs: list[str]) -> None:
             check_jobs(run, running)
             if time.monotonic() < next_look:
                 continue
-            idle = cores - load.cores()
+            idle = idle_cores(load.cores())
             next_look = time.monotonic() + 4.0
             starts = max(round(idle / threads), not running)
             for name in waiting[:starts]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from structloss import metrics
 from training import text
 from training.config import ConfigError, RunConfig
+from training.data import prelude_of
 from training.generate import generate
 from training.jsonl import read_jsonl, write_jsonl
 from training.nearest import nearest_solutions
@@ -35,6 +36,12 @@ def test_problems(run: RunFolder, config: RunConfig) -> dict[str, list[dict[str,
     if unknown := sorted(set(splits) - set(known)):
         raise ConfigError(f"evaluate.splits: no split {', '.join(unknown)} in this data; it has {', '.join(known)}")
     return {split: [p for p in problems if p["split"] == split] for split in splits}
+
+
+def is_evaluated(run: RunFolder, config: RunConfig, arm: str) -> bool:
+    """Whether the arm or baseline has results on every test split."""
+    path = run.arm(arm) / "results.json"
+    return path.is_file() and set(test_problems(run, config)) <= set(read_json(path))
 
 
 def evaluate_arm(
@@ -74,6 +81,7 @@ def evaluate_arm(
             else:
                 if model is None:
                     model, tokenizer = load_arm(run, config, arm)
+                    model.to("cuda" if torch.cuda.is_available() else "cpu")
                 samples = sample(model, tokenizer, problems, config, progress)
             judge(samples, problems, config, progress)
             write_jsonl(folder / f"samples-{split}.jsonl", samples)
@@ -121,13 +129,17 @@ def sample(
 
 def judge(samples: list[dict[str, Any]], problems: list[dict[str, Any]], config: RunConfig, progress: Progress) -> None:
     """Fill in verdicts and structure metrics."""
-    settings = config.sandbox
+    settings, prelude = config.sandbox, prelude_of(config)
     programs = (
-        program_from_problem(problem, sample["code"], time_limit_s=settings.time_limit_s)
+        program_from_problem(problem, sample["code"], prelude=prelude, time_limit_s=settings.time_limit_s)
         for problem, sample in zip(problems, samples, strict=True)
     )
     with Sandbox(workers=settings.workers, memory_mb=settings.memory_mb, unsafe=settings.unsafe) as sandbox:
         for row, problem, verdict in zip(samples, problems, sandbox.run(programs), strict=True):
+            if verdict.status == "sandbox_error":
+                raise RuntimeError(
+                    f"the sandbox failed on {problem['id']}, which says nothing about the program: {verdict.detail}"
+                )
             row["status"] = verdict.status if row["ended"] or verdict.status == "passed" else "truncated"
             row["detail"] = verdict.detail
             candidate, reference = (problem["code_prefix"] + code for code in (row["code"], problem["reference"]))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from training.text import generation_prompt
 
@@ -19,6 +20,13 @@ def generate(
     Yields: a list of (completion, ended); `ended` is false when the limit on new tokens cut it.
     """
     model.eval()
+    # The model's own generation configuration may sample or penalise; a fresh one is greedy.
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
         inputs = tokenizer(
@@ -29,13 +37,7 @@ def generate(
             add_special_tokens=False,
             return_token_type_ids=False,
         ).to(model.device)
-        output = model.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        output = model.generate(**inputs, generation_config=greedy)
         new = output[:, inputs["input_ids"].shape[1] :]
         ended = (new == tokenizer.eos_token_id).any(1).tolist()
         texts = tokenizer.batch_decode(new, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -50,7 +50,7 @@ def rows_of(run: RunFolder, config: RunConfig) -> list[dict[str, Any]]:
                 {"run": run.root.name, "seed": config.seed, "arm": arm, "split": split}
                 | result
                 | {"tokens": training.get("tokens"), "train_seconds": training.get("seconds")}
-                | {"commit": environment["commit"]}
+                | {"commit": training.get("commit", environment["commit"])}
             )
     return rows
 
@@ -110,13 +110,15 @@ def pass_svg(rows: list[dict[str, Any]]) -> str:
     figure, axes = plt.subplots(1, len(splits), figsize=(5.2 * len(splits), 2.6), squeeze=False, layout="constrained")
     for axis, split in zip(axes[0], splits, strict=True):
         chosen = [row for row in rows if row["split"] == split]
-        names = [f"{LABELS.get(row['arm'], row['arm'])} ({row['seed']})" for row in chosen]
+        several = len({row["run"] for row in chosen}) > 1
+        names = [LABELS.get(row["arm"], row["arm"]) + (f" ({row['run']})" if several else "") for row in chosen]
         values = [100 * row["pass@1"] for row in chosen]
         errors = [
             [100 * (row["pass@1"] - row["low"]) for row in chosen],
             [100 * (row["high"] - row["pass@1"]) for row in chosen],
         ]
-        axis.barh(names, values, xerr=errors, color="#4c78a8", ecolor="#333333", capsize=3, height=0.6)
+        axis.barh(range(len(chosen)), values, xerr=errors, color="#4c78a8", ecolor="#333333", capsize=3, height=0.6)
+        axis.set_yticks(range(len(chosen)), names)
         axis.set_xlim(0, 100)
         axis.invert_yaxis()
         axis.set_title(f"pass@1 in percent, {split}", fontsize=10)
@@ -178,6 +180,7 @@ def compare_runs(runs: list[tuple[RunFolder, RunConfig]], out: Path) -> list[dic
         )
     )
     environment = read_json(runs[0][0].environment_path)
+    out = out.with_suffix(".json")
     write_json(out, {"environment": environment, "rows": rows})
     page = render(
         title="Comparison of runs", rows=rows, curves="", samples=[], environment=environment, data=None,

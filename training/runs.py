@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -9,11 +11,13 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from training.config import ConfigError, RunConfig
 from training.threads import usable_cores
@@ -75,7 +79,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     names: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        names.update(flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+        # An empty mapping is a value: an arm without overrides must not vanish from the comparison.
+        names.update(flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
     return names
 
 
@@ -115,7 +120,9 @@ class RunFolder:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         write_json(run.environment_path, environment)
-        run.config_path.write_text(yaml.safe_dump(resolved, sort_keys=False))
+        unfinished = root / ".config.yaml"
+        unfinished.write_text(yaml.safe_dump(resolved, sort_keys=False))
+        unfinished.replace(run.config_path)
         return run
 
     @classmethod
@@ -124,7 +131,24 @@ class RunFolder:
         run = cls(root)
         if not run.config_path.is_file():
             raise ConfigError(f"{root} is no run folder: it has no config.yaml")
-        return run, RunConfig(**yaml.safe_load(run.config_path.read_text()))
+        try:
+            return run, RunConfig.model_validate(yaml.safe_load(run.config_path.read_text()))
+        except ValidationError as error:
+            raise ConfigError(f"{run.config_path} is not valid for this version: {error}") from None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; released also when the process dies.
+
+        Raises:
+            ConfigError: another process works on this run.
+        """
+        with (self.root / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"another process is working on {self.root}; wait for it, or use --run") from None
+            yield
 
     @property
     def config_path(self) -> Path:
@@ -179,7 +203,10 @@ class RunFolder:
         return self.root / "arms" / name
 
     def record_stage(self, stage: str, seconds: float) -> None:
-        """Add a stage's wall time and the machine's load to the run's timings (resumed stages add up)."""
+        """Add a stage's wall time and the machine's load to the run's timings.
+
+        Calls add up; a stage that was interrupted is not recorded.
+        """
         timings = read_json(self.timings_path) if self.timings_path.is_file() else {}
         before = timings.get(stage, {"seconds": 0.0})
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -58,7 +58,7 @@ def load_tokenizer(path: str | Path) -> Any:
 def build_student(config: StudentConfig, tokenizer: Any, *, seed: int, max_positions: int) -> Any:
     """The untrained student (or the pretrained one), the same for every arm of a seed."""
     if config.pretrained:
-        return AutoModelForCausalLM.from_pretrained(config.pretrained)
+        return AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32)
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(

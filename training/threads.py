@@ -32,8 +32,8 @@ class OtherLoad:
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
-        """Now, busy core-seconds of the machine, core-seconds of this process."""
-        own = sum(os.times()[:4])
+        """Now, busy core-seconds of the machine, core-seconds of this process (not of its children)."""
+        own = sum(os.times()[:2])
         stat = Path("/proc/stat")
         if not stat.is_file():
             return time.monotonic(), own, own
@@ -48,9 +48,14 @@ class OtherLoad:
         return max(0.0, (self._last[1] - before[1] - (self._last[2] - before[2])) / seconds)
 
 
+def idle_cores(others: float) -> float:
+    """Cores left to this process when others keep so many of the machine's cores busy."""
+    return min(usable_cores(), (os.cpu_count() or 1) - others)
+
+
 def choose_threads(most: int, others: float) -> int:
     """Threads for this process: the cores that others leave free, at least 1, at most `most`."""
-    return max(1, min(most, round(usable_cores() - others)))
+    return max(1, min(most, round(idle_cores(others))))
 
 
 def adapt_threads(most: int, load: OtherLoad) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from training.config import ConfigError, RunConfig
 from training.jsonl import read_jsonl
 from training.optimizers import build_optimizer, trunk_matrices_of
 from training.progress import Progress
-from training.runs import RunFolder, read_json, write_json
+from training.runs import RunFolder, commit, read_json, write_json
 from training.students import build_student, load_tokenizer, train_tokenizer
 from training.threads import OtherLoad, choose_threads
 from training.trainer import RunCallback, StructureTrainer, StudentWithLoss, last_complete_checkpoint
@@ -161,12 +160,11 @@ def train_arm(
     )
     trainer.remove_callback(PrinterCallback)
     load = OtherLoad()
-    started = time.monotonic()
     with Progress(f"train {arm}", int(trainer.tokens_after[-1]), unit="tok", file=progress_file) as progress:
-        trainer.add_callback(RunCallback(folder / "log.jsonl", trainer.tokens_after, progress, most_threads))
+        watch = RunCallback(folder / "log.jsonl", trainer.tokens_after, progress, most_threads)
+        trainer.add_callback(watch)
         checkpoint = last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - started
     student.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     summary = {
@@ -176,7 +174,8 @@ def train_arm(
         "examples": len(examples),
         "dropped_too_long": dropped,
         "parameters": sum(p.numel() for p in student.parameters()),
-        "seconds": round(seconds, 2),
+        "seconds": round(watch.seconds(), 2),
+        "commit": commit(),
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         "threads_at_most": most_threads,
         "cores_busy_with_others": round(load.cores(), 2),
@@ -189,14 +188,14 @@ def train_arm(
 
 def training_arguments(config: RunConfig, folder: Path, steps: int) -> TrainingArguments:
     train = config.train
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=train.batch_size,
         learning_rate=train.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": train.final_learning_rate},
-        warmup_steps=max(1, round(train.warmup * steps)),
+        warmup_steps=round(train.warmup * steps),
         max_grad_norm=train.max_grad_norm,
         logging_steps=train.log_every,
         logging_nan_inf_filter=False,
@@ -208,3 +207,5 @@ def training_arguments(config: RunConfig, folder: Path, steps: int) -> TrainingA
         disable_tqdm=True,
         report_to="none",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel cannot scatter trees; several devices need torchrun
+    return arguments

@@ -33,6 +33,10 @@ LOSS_STATE = "structure_loss.pt"
 VISITS_STATE = "visits.npz"
 
 
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
 class StudentWithLoss(nn.Module):
     """The student and its loss as one module, so that both are optimised, wrapped and moved together."""
 
@@ -113,7 +117,7 @@ class StructureTrainer(Trainer):
         self.visits = VisitCache(tokenizer) if uses_own_code else None
         self._sums: dict[str, float] = {}
         self._steps = 0
-        self._tree_seconds = 0.0
+        self._parse_seconds = 0.0
         self._since = time.perf_counter()
 
     def get_train_dataloader(self) -> DataLoader:
@@ -134,7 +138,7 @@ class StructureTrainer(Trainer):
         if self.visits is not None:
             # Here and not in the collator: the loader works ahead of the step whose argmax it would need.
             structure = self.visits.attach(structure, examples)
-        self._tree_seconds += time.perf_counter() - started
+        self._parse_seconds += time.perf_counter() - started
         step = self.state.global_step
         progress = float(self.tokens_after[step - 1] / self.tokens_after[-1]) if step else 0.0
         output: StructureLossOutput = model(
@@ -149,23 +153,24 @@ class StructureTrainer(Trainer):
         return (output.loss, output) if return_outputs else output.loss
 
     def _remember(self, output: StructureLossOutput) -> None:
+        if not math.isfinite(output.loss):
+            raise DivergedError(
+                f"the loss is {float(output.loss)} at step {self.state.global_step + 1}; "
+                "try a lower train.learning_rate, in a new run folder"
+            )
         self._steps += 1
         values = {f"loss_{name}": value for name, value in output.terms.items()} | output.metrics
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each term's value, the gap's statistics and the share of time spent on trees."""
+        """Adds each term's value, the gap's statistics and the share of time spent parsing the student's code."""
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}; try a lower train.learning_rate"
-                )
             now = time.perf_counter()
             logs |= {name: value / max(self._steps, 1) for name, value in self._sums.items()}
             logs["tokens"] = int(self.tokens_after[self.state.global_step - 1])
-            logs["tree_time_share"] = self._tree_seconds / max(now - self._since, 1e-9)
-            self._sums, self._steps, self._tree_seconds, self._since = {}, 0, 0.0, now
+            logs["parse_time_share"] = self._parse_seconds / max(now - self._since, 1e-9)
+            self._sums, self._steps, self._parse_seconds, self._since = {}, 0, 0.0, now
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -212,7 +217,8 @@ class RunCallback(TrainerCallback):
         self.progress = progress
         self.most_threads = most_threads
         self.load = OtherLoad()
-        self._looked = time.monotonic()
+        self._started = self._looked = time.monotonic()
+        self._before = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After a resume, keep the rows of the curve up to the checkpoint."""
@@ -225,8 +231,13 @@ class RunCallback(TrainerCallback):
                     break
                 if row["step"] <= state.global_step:
                     kept.append(line + "\n")
+                    self._before = row["seconds"]
             self.progress.update(int(self.tokens_after[state.global_step - 1]))
         self.trainer_log.write_text("".join(kept))
+
+    def seconds(self) -> float:
+        """Wall time of training so far, before a resume included (up to the last row that was kept)."""
+        return self._before + time.monotonic() - self._started
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress.update(int(self.tokens_after[state.global_step - 1]) - self.progress.done)
@@ -236,6 +247,6 @@ class RunCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            row = {"step": state.global_step, **logs, "threads": torch.get_num_threads()}
+            row = {"step": state.global_step, **logs, "seconds": self.seconds(), "threads": torch.get_num_threads()}
             with self.trainer_log.open("a") as file:
                 file.write(json.dumps(row) + "\n")

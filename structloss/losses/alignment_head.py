@@ -71,7 +71,7 @@ class AlignmentHead(nn.Module):
         """The loss; `rows` (B,) bool chooses the rows that count."""
         has_state = student_hidden_index >= 0
         index = student_hidden_index.clamp_min(0).unsqueeze(2).expand(-1, -1, hidden.shape[2])
-        logits = self.kinds(hidden.gather(1, index))
+        logits = self.kinds(hidden.gather(1, index).to(self.kinds.weight.dtype))
         relabel, delete, insert = self.costs(logits, has_state, teacher)
         distance = soft_tree_edit_distance(
             student, teacher, relabel=relabel, delete=delete, insert=insert, temperature=1.0

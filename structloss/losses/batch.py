@@ -79,10 +79,8 @@ class StructureBatch:
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, (torch.Tensor, TreeBatch)):
                 moved[field.name] = value.to(device, non_blocking=non_blocking)
-            elif isinstance(value, TreeBatch):
-                moved[field.name] = value.to(device)
         return replace(self, **moved)
 
     def pin_memory(self) -> StructureBatch:

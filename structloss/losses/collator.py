@@ -58,8 +58,8 @@ def encode_example(
 
     Args:
         tokenizer: a fast tokenizer of transformers (offsets are needed).
-        segments: (region, text) in order; region is "prompt", "reasoning" or "code". The code segments together
-            are the program, after `code_prefix`.
+        segments: (region, text) in order; region is "prompt", "reasoning" or "code". The one code
+            segment is the program, after `code_prefix`.
         id: names the sample.
         code_prefix: the part of the program that stands in the prompt already, such as the signature.
 

@@ -156,6 +156,9 @@ class StructureAwareLoss(nn.Module):
         shifted = self._targets(batch)
         base = region_weights(shifted.regions, reasoning=self.reasoning_weight, code=self.code_weight)
         base = base * ((shifted.target != IGNORE_INDEX) & shifted.imitated.unsqueeze(1))
+        # What no term needs reaches no GEMM.
+        needed = (base > 0) | ((shifted.regions == CODE) & (self.lambda_path > 0.0))
+        shifted = shifted._replace(target=torch.where(needed, shifted.target, IGNORE_INDEX))
         if denominator is None:
             denominator = base.sum().clamp_min(1e-6)
 
@@ -208,14 +211,10 @@ class StructureAwareLoss(nn.Module):
 
     def _targets(self, batch: StructureBatch) -> _Targets:
         target = _shift_left(batch.labels, IGNORE_INDEX)
-        regions = _shift_left(batch.regions, 0)
-        imitated = torch.ones(len(batch), dtype=torch.bool, device=target.device)
-        if batch.passed is not None:
-            imitated = batch.passed
-            # A failed row is needed for its code's score at most, and only by the pathway term.
-            wanted = imitated.unsqueeze(1) | ((regions == CODE) & (self.lambda_path > 0.0))
-            target = torch.where(wanted, target, IGNORE_INDEX)
-        return _Targets(target, regions, _shift_left(batch.token_node, -1), imitated)
+        imitated = batch.passed
+        if imitated is None:
+            imitated = torch.ones(len(batch), dtype=torch.bool, device=target.device)
+        return _Targets(target, _shift_left(batch.regions, 0), _shift_left(batch.token_node, -1), imitated)
 
     def _structural_factors(
         self,
@@ -227,19 +226,20 @@ class StructureAwareLoss(nn.Module):
     ) -> torch.Tensor:
         assert batch.student is not None
         assert batch.confidence is not None
+        confidence = batch.confidence * shifted.imitated
         gap = structural_gap(
             batch.student,
             batch.teacher,
             temperature=self.gap_temperature,
             same_kind=self.same_kind,
-            confidence=batch.confidence,
+            confidence=confidence,
         )
         is_code = (shifted.regions == CODE) & (shifted.target != IGNORE_INDEX)
         gap_at_token = gather_node_values(gap, shifted.token_node)
-        nodes = batch.teacher.sizes.sum().clamp_min(1)
+        nodes = (batch.teacher.sizes * shifted.imitated).sum().clamp_min(1)
         metrics["gap_mean"] = gap.sum() / nodes
         metrics["gap_share"] = (gap > 0.5).sum() / nodes
-        metrics["student_confidence"] = batch.confidence.float().mean()
+        metrics["student_confidence"] = confidence.sum() / shifted.imitated.sum().clamp_min(1)
         return structural_factors(gap_at_token, prob, is_code, strength)
 
     def _align(self, hidden: torch.Tensor, batch: StructureBatch, rows: torch.Tensor) -> torch.Tensor:

@@ -135,7 +135,8 @@ class VisitCache:
 
     def _read(self, ids: np.ndarray, prefix: bytes) -> tuple[bytes, np.ndarray]:
         """The source that token ids stand for, after `prefix`, and each token's byte span without white space."""
-        pieces = [self.vocabulary[i] if i >= 0 else b"" for i in ids]
+        # A head may be padded beyond the vocabulary; its spare rows stand for nothing.
+        pieces = [self.vocabulary[i] if 0 <= i < len(self.vocabulary) else b"" for i in ids]
         offset = len(prefix)
         spans = np.full((len(pieces), 2), -1, dtype=np.int64)
         for position, piece in enumerate(pieces):

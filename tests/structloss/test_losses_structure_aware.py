@@ -200,7 +200,7 @@ def test_gap_weights_the_tokens_and_their_gradients(tokenizer, examples, batch) 
     torch.testing.assert_close(got[0], hidden.grad, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(got[1], weight.grad, rtol=1e-5, atol=1e-8)
     plain = F.cross_entropy((hidden[:, :-1] @ weight.T).flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100)
-    assert abs(float(plain - output.loss)) > 1e-4, "the weights changed something"
+    assert (plain - output.loss).abs().item() > 1e-4, "the weights changed something"
 
 
 def test_a_frozen_head_gets_no_gradient(tokenizer, examples, batch) -> None:
@@ -333,6 +333,27 @@ def test_an_id_must_mean_the_same_sample(tokenizer, examples, batch) -> None:
     other = [Example(**(vars(examples[2]) | {"id": examples[0].id}))]
     with pytest.raises(ValueError, match="an id must always mean the same sample"):
         cache.attach(StructureCollator(tokenizer.pad_token_id)(other)["structure"], other)
+
+
+def test_an_argmax_beyond_the_vocabulary_stands_for_nothing(tokenizer, examples, batch) -> None:
+    """Heads are padded to round sizes; their spare rows are not in the tokenizer."""
+    cache = VisitCache(tokenizer)
+    cache.update(examples, torch.full_like(batch.labels, len(tokenizer) + 5))
+    assert (cache.attach(batch, examples).student.sizes > 0).all(), "the prefix is left"
+
+
+def test_tokens_of_weight_zero_reach_no_gemm(tokenizer, batch) -> None:
+    hidden, weight = head_for(tokenizer, batch)
+    output = StructureAwareLoss(alpha=0.0, reasoning_weight=0.0)(hidden, weight, batch, progress=0.0)
+    assert (output.argmax[batch.regions == REASONING] == -1).all()
+    assert (output.argmax[batch.regions == CODE] >= 0).all()
+
+
+def test_alignment_term_takes_bfloat16_states(tokenizer, batch) -> None:
+    hidden, weight = head_for(tokenizer, batch, dtype=torch.bfloat16)
+    loss = StructureAwareLoss(alpha=0.0, lambda_align=1.0, ramp_shape="constant", hidden_size=8, num_kinds=400)
+    loss(hidden, weight, batch, progress=0.0).loss.backward()
+    assert torch.isfinite(hidden.grad).all()
 
 
 def test_nonsense_is_parsed_with_low_confidence(tokenizer, examples, batch) -> None:

@@ -58,6 +58,9 @@ def test_loss_and_gradients_equal_the_models_own(name: str) -> None:
 def test_a_model_without_a_head_is_refused() -> None:
     with pytest.raises(ValueError, match="^model: wants a causal language model"):
         hidden_and_head(torch.nn.Linear(2, 2))
-    trunk = LlamaForCausalLM(LlamaConfig(**SMALL)).model
+    model = LlamaForCausalLM(LlamaConfig(**SMALL))
+    with pytest.raises(ValueError, match="^model: got a DataParallel"):
+        hidden_and_head(torch.nn.DataParallel(model))
+    trunk = model.model
     with pytest.raises(ValueError, match="^model: wants a causal language model"):
         hidden_and_head(trunk, input_ids=torch.zeros(1, 2, dtype=torch.int64))

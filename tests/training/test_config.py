@@ -57,8 +57,9 @@ def test_faults_are_named(recipe: Path, override: str, message: str) -> None:
 def test_missing_files_are_named(tmp_path: Path, recipe: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the recipe"):
         load_config(tmp_path / "none.yaml", [])
-    with pytest.raises(ConfigError, match=r"data\.mbpp\.problems: .*no such file"):
-        load_config(recipe, [f"data.mbpp.problems={tmp_path / 'none.jsonl'}"])
+    paths = [f"data.mbpp.{name}={tmp_path / 'none.jsonl'}" for name in ("problems", "plus", "traces")]
+    with pytest.raises(ConfigError, match=r"data\.mbpp\.problems: no such file"):
+        load_config(recipe, paths)
     recipe.write_text("- a\n- b\n")
     with pytest.raises(ConfigError, match="wants a mapping"):
         load_config(recipe, [])

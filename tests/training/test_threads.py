@@ -12,6 +12,7 @@ from training import threads
 )
 def test_choose_threads(monkeypatch: pytest.MonkeyPatch, most: int, others: float, expected: int) -> None:
     monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
     assert threads.choose_threads(most, others) == expected
 
 

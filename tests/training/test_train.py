@@ -17,7 +17,7 @@ from training.config import ConfigError, RunConfig
 from training.jsonl import read_jsonl, write_jsonl
 from training.runs import RunFolder
 from training.train import imitated_traces, tokenizer_of, train_arm, training_examples
-from training.trainer import last_complete_checkpoint
+from training.trainer import DivergedError, last_complete_checkpoint
 
 from .conftest import TINY, tiny_traces
 
@@ -33,7 +33,10 @@ train_arm(run, config, sys.argv[2], threads=1)
 
 def curve(run: RunFolder, arm: str) -> list[dict]:
     rows = list(read_jsonl(run.arm(arm) / "log.jsonl"))
-    return [{key: value for key, value in row.items() if key not in ("tree_time_share", "epoch")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key not in ("parse_time_share", "epoch", "seconds")}
+        for row in rows
+    ]
 
 
 def test_training_learns_and_ends_by_its_budget(tiny_run: tuple[RunFolder, RunConfig]) -> None:
@@ -136,4 +139,29 @@ def test_a_folder_with_another_configuration_is_refused(tiny_run: tuple[RunFolde
     changed = RunConfig(**(TINY | {"seed": 1}))
     with pytest.raises(ConfigError, match=r"other values of seed \(seed was 0, now 1\)"):
         RunFolder.create(run.root, changed)
+    other_arm = RunConfig(**(TINY | {"arms": {"cross_entropy": TINY["arms"]["cross_entropy"], "another": {}}}))
+    with pytest.raises(ConfigError, match=r"other values of arms\.another, arms\.structure_aware"):
+        RunFolder.create(run.root, other_arm)
     assert json.loads(run.environment_path.read_text())["versions"]["torch"]
+
+
+def test_one_process_at_a_time_works_on_a_run(tiny_run: tuple[RunFolder, RunConfig]) -> None:
+    run, _ = tiny_run
+    with run.lock():
+        code = "import sys; from pathlib import Path; from training.runs import RunFolder; "
+        code += "exec('with RunFolder(Path(sys.argv[1])).lock(): pass')"
+        other = subprocess.run([sys.executable, "-c", code, str(run.root)], capture_output=True, text=True)
+        assert other.returncode != 0
+        assert "another process is working on" in other.stderr
+    with run.lock():
+        pass
+
+
+def test_a_diverging_run_stops_with_a_sentence(tiny_run: tuple[RunFolder, RunConfig]) -> None:
+    run, _ = tiny_run
+    wild = TINY | {"train": TINY["train"] | {"learning_rate": 1e30, "optimizer": "adamw", "max_grad_norm": 1e30}}
+    again = RunFolder.create(run.root.with_name("wild"), RunConfig(**wild))
+    write_jsonl(again.verified_path, tiny_traces())
+    with pytest.raises(DivergedError, match=r"the loss is .* at step \d+; try a lower"):
+        train_arm(again, RunConfig(**wild), "cross_entropy", threads=1)
+    assert not (again.arm("cross_entropy") / "train.json").is_file()
