@@ -8,6 +8,7 @@ alignment term. The floor is the trunk.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import platform
 import statistics
@@ -58,7 +59,14 @@ def main() -> None:
             f"{row['over_trunk']:.2f} x trunk  {row['over_fused_cross_entropy']:.2f} x fused"
         )
     if options.out:
-        report = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1, "rows": rows}
+        report = {
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "threads": 1,
+            "rows": rows,
+        }
         options.out.write_text(json.dumps(report | {"batch_size": options.batch_size}, indent=1) + "\n")
 
 

@@ -112,7 +112,7 @@ class RunFolder:
             return run
         root.mkdir(parents=True, exist_ok=True)
         environment = {
-            "command": sys.argv,
+            "command": ["python", "-m", "training", *sys.argv[1:]],
             "commit": commit(),
             "versions": package_versions(),
             "platform": platform.platform(),
