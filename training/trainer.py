@@ -153,9 +153,10 @@ class StructureTrainer(Trainer):
         return (output.loss, output) if return_outputs else output.loss
 
     def _remember(self, output: StructureLossOutput) -> None:
-        if not math.isfinite(output.loss):
+        loss = output.loss.item()
+        if not math.isfinite(loss):
             raise DivergedError(
-                f"the loss is {float(output.loss)} at step {self.state.global_step + 1}; "
+                f"the loss is {loss} at step {self.state.global_step + 1}; "
                 "try a lower train.learning_rate, in a new run folder"
             )
         self._steps += 1
