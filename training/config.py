@@ -153,6 +153,11 @@ class RunConfig(Section):
             )
         return self
 
+    @property
+    def max_positions(self) -> int:
+        """Positions that a student from scratch must have: the longest example, or a prompt and what is generated."""
+        return self.data.max_tokens + self.evaluate.max_new_tokens
+
     def loss_of(self, arm: str) -> LossConfig:
         """The loss of one arm: `loss` with the arm's overrides."""
         if arm not in self.arms:

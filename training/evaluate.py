@@ -99,8 +99,7 @@ def load_arm(run: RunFolder, config: RunConfig, arm: str) -> tuple[Any, Any]:
     """Model and tokenizer of an arm; "untrained" is the student as every arm started."""
     if arm == "untrained":
         tokenizer = tokenizer_of(run, config)
-        positions = config.data.max_tokens + config.evaluate.max_new_tokens
-        return build_student(config.student, tokenizer, seed=config.seed, max_positions=positions), tokenizer
+        return build_student(config.student, tokenizer, seed=config.seed, max_positions=config.max_positions), tokenizer
     folder = run.arm(arm) / "model"
     if not (folder / "config.json").is_file():
         raise ConfigError(f"arm {arm!r} is not trained yet: {folder} holds no model; run the verb train first")

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from training.config import RunConfig
 from training.evaluate import BASELINES
@@ -82,6 +83,14 @@ def print_results(run: RunFolder, config: RunConfig) -> None:
     print("\n" + "\n".join(f"   {line}" for line in table_lines(rows_of(run, config))))
 
 
+def to_svg(figure: Figure) -> str:
+    """The figure as an SVG element, and nothing of matplotlib's left open."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
 def curves_svg(logs: dict[str, list[dict[str, Any]]]) -> str:
     """Loss curves of all arms over tokens as an SVG element."""
     shown = [name for name in CURVES if any(name in row for rows in logs.values() for row in rows)]
@@ -98,10 +107,7 @@ def curves_svg(logs: dict[str, list[dict[str, Any]]]) -> str:
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    plt.close(figure)
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    return to_svg(figure)
 
 
 def pass_svg(rows: list[dict[str, Any]]) -> str:
@@ -123,10 +129,7 @@ def pass_svg(rows: list[dict[str, Any]]) -> str:
         axis.invert_yaxis()
         axis.set_title(f"pass@1 in percent, {split}", fontsize=10)
         axis.tick_params(labelsize=8)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    plt.close(figure)
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    return to_svg(figure)
 
 
 def sample_rows(run: RunFolder, config: RunConfig, each: int = 4) -> list[dict[str, Any]]:

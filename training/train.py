@@ -137,7 +137,7 @@ def train_arm(
         config.student,
         tokenizer,
         seed=config.seed,
-        max_positions=config.data.max_tokens + config.evaluate.max_new_tokens,
+        max_positions=config.max_positions,
     )
     torch.manual_seed(config.seed)
     loss = StructureAwareLoss(

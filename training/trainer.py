@@ -99,17 +99,17 @@ class StructureTrainer(Trainer):
         plan: list[list[int]],
         optimizer: torch.optim.Optimizer,
     ) -> None:
+        self.examples = ExampleDataset(examples)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=ExampleDataset(examples),
+            train_dataset=self.examples,
             data_collator=StructureCollator(tokenizer.pad_token_id, with_groups=model.loss.lambda_path > 0.0),
             optimizers=(optimizer, None),
         )
         self.model_accepts_loss_kwargs = False
         self.tokenizer = tokenizer
         self.plan = plan
-        self.examples = ExampleDataset(examples)
         tokens = np.array([sum(len(examples[i]) for i in batch) for batch in plan])
         self.tokens_after = np.cumsum(tokens)
         loss = model.loss

@@ -85,17 +85,15 @@ def encode_example(
     if not (regions == CODE).any():
         raise ValueError(f"segments: example {id!r} has no code token")
 
-    special = set(tokenizer.all_special_ids)
-    in_code = (regions == CODE) & ~np.isin(encoded["input_ids"], list(special))
-    starts = [end - len(part) for end, (_, part) in zip(bounds, segments, strict=True)]
-    code_starts = [start for start, kind in zip(starts, kinds, strict=True) if kind == CODE]
-    code_text = "".join(part for region, part in segments if region == "code")
+    code_segments = [number for number, kind in enumerate(kinds) if kind == CODE]
+    if len(code_segments) != 1:
+        raise ValueError(f"segments: wants exactly one code segment, example {id!r} has {len(code_segments)}")
+    code_text = segments[code_segments[0]][1]
+    code_start = bounds[code_segments[0]] - len(code_text)
+    in_code = (regions == CODE) & ~np.isin(encoded["input_ids"], list(tokenizer.all_special_ids))
     for token in tokenizer.all_special_tokens:
         code_text = code_text.removesuffix(token)
-    if len(code_starts) != 1:
-        raise ValueError(f"segments: wants exactly one code segment, example {id!r} has {len(code_starts)}")
-    relative = np.clip(offsets - code_starts[0], 0, len(code_text))
-    spans = token_byte_spans(code_text, relative)
+    spans = token_byte_spans(code_text, np.clip(offsets - code_start, 0, len(code_text)))
     prefix_bytes = len(code_prefix.encode())
     token_bytes = np.where(in_code[:, None] & (spans >= 0), spans + prefix_bytes, -1)
     tree = parse(code_prefix + code_text, language)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 import time
 from collections import Counter
@@ -14,6 +12,7 @@ from training.kata.dataset import KataData, Row, make_kata
 from training.kata.execution import passes
 from training.kata.hidden_tests import kill_rate
 from training.kata.problems import OPERATIONS, all_shapes
+from training.nearest import nearest_solutions
 
 # Roughly what a byte-pair encoding of 1,024 entries makes of the texts, if it keeps digits and line breaks apart.
 _TOKEN = re.compile(r"\n *|\d| ?[A-Za-z_]{1,8}| ?[^\w\s]{1,2}")
@@ -28,35 +27,13 @@ def count_tokens(text: str) -> int:
     return len(_TOKEN.findall(text))
 
 
-def _features(prompt: str) -> set[str]:
-    words = re.findall(r"\d+|\w+|[^\w\s]", prompt)
-    return {*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))}
-
-
 def copy_nearest(problems: Sequence[Row], train: Sequence[Row]) -> int:
-    """How many problems are solved by the code of the training problem with the most similar prompt.
-
-    Similarity is the cosine of binary vectors of words and word pairs, weighted by inverse document frequency.
-    """
-    documents = [_features(row["prompt"]) for row in train]
-    frequency = Counter(feature for document in documents for feature in document)
-    weight = {feature: math.log(len(train) / count) ** 2 for feature, count in frequency.items()}
-    length = [math.sqrt(sum(weight[feature] for feature in document)) or 1.0 for document in documents]
-    holders: dict[str, list[int]] = {}
-    for number, document in enumerate(documents):
-        for feature in document:
-            holders.setdefault(feature, []).append(number)
-    solved = 0
-    for row in problems:
-        scores: dict[int, float] = {}
-        # A feature of most prompts ("the", "def") weighs next to nothing and costs most of the time.
-        for feature in _features(row["prompt"]):
-            if 0 < frequency[feature] <= len(train) // 2 + 1:
-                for number in holders[feature]:
-                    scores[number] = scores.get(number, 0.0) + weight[feature]
-        nearest = max(scores, key=lambda number: (scores[number] / length[number], -number), default=0)
-        solved += passes(row["code_prefix"] + train[nearest]["reference"], row["tests"])
-    return solved
+    """How many problems are solved by the code of the training problem with the most similar prompt."""
+    copied = nearest_solutions(problems, train)
+    return sum(
+        passes(row["code_prefix"] + source["reference"], row["tests"])
+        for row, source in zip(problems, copied, strict=True)
+    )
 
 
 def _share(part: int, whole: int) -> float | None:
