@@ -12,6 +12,7 @@ compiler still gets a working package (`optional=True`): the library then runs t
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,11 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 CSRC = "csrc"
 DEFAULT_ARCHS = "80,90a"
+# Sources that are compiled for newer x86 processors and chosen at run time.
+VECTOR_FLAGS = {
+    "_avx2.cpp": ["-mavx2"],
+    "_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512vl"],
+}
 
 
 def find_nvcc() -> str | None:
@@ -63,16 +69,34 @@ def cuda_library_dirs(nvcc: str) -> list[str]:
 
 
 class BuildExtensions(build_ext):
-    """setuptools' own build, with .cu files sent to nvcc first and linked in as objects."""
+    """setuptools' own build; .cu files go to nvcc first, vector sources get their flags, both are linked in as objects."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
-        sources = [source for source in ext.sources if source.endswith(".cu")]
-        if sources:
-            ext.sources = [source for source in ext.sources if source not in sources]
-            ext.extra_objects = [*ext.extra_objects, *map(self.compile_cuda, sources)]
+        compiled = {
+            source: compile_one
+            for source in ext.sources
+            for suffix, compile_one in ((".cu", self.compile_cuda), *((s, self.compile_vectors) for s in VECTOR_FLAGS))
+            if source.endswith(suffix)
+        }
+        objects = [compile_one(source, ext) for source, compile_one in compiled.items()]
+        everything = ext.sources
+        ext.sources = [source for source in everything if source not in compiled]
+        ext.extra_objects = [*ext.extra_objects, *objects]
         super().build_extension(ext)
+        ext.sources = everything
 
-    def compile_cuda(self, source: str) -> str:
+    def compile_vectors(self, source: str, ext: Pybind11Extension) -> str:
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        flags = next(flags for suffix, flags in VECTOR_FLAGS.items() if source.endswith(suffix)) if x86 else []
+        (output,) = self.compiler.compile(
+            [source],
+            output_dir=self.build_temp,
+            include_dirs=ext.include_dirs,
+            extra_postargs=["-std=c++17", *ext.extra_compile_args, *flags],
+        )
+        return output
+
+    def compile_cuda(self, source: str, ext: Pybind11Extension) -> str:
         nvcc = find_nvcc()
         assert nvcc is not None
         output = Path(self.build_temp) / Path(source).with_suffix(".o")
@@ -101,7 +125,7 @@ def extensions() -> list[Pybind11Extension]:
             depends=headers,
             include_dirs=[CSRC],
             cxx_std=17,
-            extra_compile_args=["-O3", "-pthread"],
+            extra_compile_args=["-O3", "-ffp-contract=off", "-pthread"],
             extra_link_args=["-pthread"],
             optional=True,
         )

@@ -46,11 +46,11 @@ struct TreePairAddresses {
 };
 
 template <class Cost>
-void soft(const TreePairAddresses& pairs, double temperature, int64_t value, int64_t posterior,
+void soft(const TreePairAddresses& pairs, int64_t temperature, int64_t value, int64_t posterior,
           int64_t entropy, int64_t used) {
-    structloss::soft_tree_alignment<Cost>(pairs.typed<Cost>(), temperature, pointer<Cost>(value),
-                                          pointer<Cost>(posterior), pointer<Cost>(entropy),
-                                          pointer<int64_t>(used));
+    structloss::soft_tree_alignment<Cost>(pairs.typed<Cost>(), pointer<const double>(temperature),
+                                          pointer<Cost>(value), pointer<Cost>(posterior),
+                                          pointer<Cost>(entropy), pointer<int64_t>(used));
 }
 
 template <class Cost>
@@ -81,7 +81,7 @@ PYBIND11_MODULE(_C, module) {
 
     module.def(
         "soft_tree_alignment",
-        [](const TreePairAddresses& pairs, double temperature, int64_t value, int64_t posterior,
+        [](const TreePairAddresses& pairs, int64_t temperature, int64_t value, int64_t posterior,
            int64_t entropy, int64_t used) {
             (pairs.double_precision ? soft<double> : soft<float>)(pairs, temperature, value, posterior,
                                                                   entropy, used);

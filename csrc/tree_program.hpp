@@ -112,6 +112,9 @@ struct OrientedTree {
         find_tables();
     }
 
+    // A leaf that is a keyroot by itself: it has no table.
+    bool lone_leaf(int32_t i) const { return i > 0 && leftmost[i] == i && keyroot[i] == i; }
+
   private:
     std::vector<int32_t> parent_;
     std::vector<int32_t> scratch_;
@@ -164,13 +167,15 @@ struct ColumnProgram {
     }
 };
 
-// Rows of all tables of the first tree in the order of the forward pass, each with the memory slots of the
-// row that it writes, of the row before it and of its anchor, the row just before its leftmost leaf. Slot 0
-// is the boundary row, which all tables share.
+// Rows of all tables of the first tree in the order of the forward pass. A row needs the row before it and
+// its anchor, the row just before its leftmost leaf. Rows that become anchors are *kept*; the others live in
+// two slots that alternate.
 struct RowProgram {
-    // kRecycle frees a row after its last use; kKeepTable keeps every anchor row until the next table,
-    // kKeepAll for good: the reverse pass reads anchor rows only.
+    // Kept rows are given free after their last use, or stay until the next table, or for good: the reverse
+    // pass reads anchor rows only.
     enum class Storage { kRecycle, kKeepTable, kKeepAll };
+    static constexpr int32_t kFirstKept =
+        3;  // slot 0 is the boundary row, which all tables share; 1 and 2 alternate
 
     struct Row {
         int32_t node;
@@ -180,12 +185,12 @@ struct RowProgram {
         int32_t adjoint_slot;  // where the reverse pass collects the adjoint of the anchor row; 0 = the
                                // boundary row
         bool spine;            // on the table's left path: defines the subtree terms of its node
-        bool top;   // highest node of its left path: first to touch the anchor's adjoint in reverse
-        bool leaf;  // the anchor is the previous row
+        bool top;              // highest node of its left path: last to read the anchor row
+        bool leaf;             // the anchor is the previous row
     };
     std::vector<Row> rows;
     std::vector<int32_t> table_begin;  // rows of table x: table_begin[x] .. table_begin[x + 1]
-    int32_t slots = 1;
+    int32_t slots = kFirstKept;
     int32_t adjoint_slots = 1;
 
     void build(const OrientedTree& tree, Storage storage) {
@@ -194,37 +199,27 @@ struct RowProgram {
         anchor_.resize(tree.size);
         adjoint_.resize(tree.size);
         free_.clear();
-        slots = storage == Storage::kRecycle ? 1 : 3;
+        slots = kFirstKept;
         adjoint_slots = 1;
-        int32_t next_kept = 3;
+        int32_t next_kept = kFirstKept;
         for (const Table& table : tree.tables) {
-            if (storage == Storage::kKeepTable) next_kept = 3;
+            if (storage == Storage::kKeepTable) next_kept = kFirstKept;
             anchor_[table.first] = 0;
             int32_t previous = 0;
             for (int32_t i = table.first; i <= table.last; ++i) {
                 const int32_t leaf = tree.leftmost[i];
-                const bool kept = i < table.last && tree.leftmost[i + 1] == i + 1;
-                int32_t slot;
-                if (storage == Storage::kRecycle) {
-                    slot = take();
-                } else if (kept) {
-                    slot = next_kept++;
-                } else {
-                    slot = previous == 1 ? 2 : 1;
+                int32_t slot = previous == 1 ? 2 : 1;
+                if (i < table.last && tree.leftmost[i + 1] == i + 1) {
+                    slot = free_.empty() ? next_kept++ : take_free();
+                    anchor_[i + 1] = slot;
                 }
                 slots = std::max(slots, slot + 1);
-                if (kept) anchor_[i + 1] = slot;
                 const bool spine = leaf == table.first;
-                rows.push_back({i, slot, previous, anchor_[leaf], 0, spine, !spine && tree.keyroot[leaf] == i,
-                                leaf == i});
-                if (storage == Storage::kRecycle) {
-                    // The row before stays only where this node is a leaf: it is its anchor then.
-                    if (previous != 0 && leaf != i) free_.push_back(previous);
-                    if (!spine && tree.keyroot[leaf] == i) free_.push_back(anchor_[leaf]);
-                }
+                const bool top = !spine && tree.keyroot[leaf] == i;
+                rows.push_back({i, slot, previous, anchor_[leaf], 0, spine, top, leaf == i});
+                if (top && storage == Storage::kRecycle) free_.push_back(anchor_[leaf]);
                 previous = slot;
             }
-            if (storage == Storage::kRecycle) free_.push_back(previous);
             assign_adjoint_slots(tree, table);
             table_begin.push_back(static_cast<int32_t>(rows.size()));
         }
@@ -235,8 +230,7 @@ struct RowProgram {
     std::vector<int32_t> adjoint_;
     std::vector<int32_t> free_;
 
-    int32_t take() {
-        if (free_.empty()) return slots;
+    int32_t take_free() {
         const int32_t slot = free_.back();
         free_.pop_back();
         return slot;

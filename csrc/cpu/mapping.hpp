@@ -5,15 +5,17 @@
 
 #include <vector>
 
-#include "partition.hpp"
+#include "strip_alignment.hpp"
 
 namespace structloss {
 
-struct Mapping {
-    std::vector<int32_t>
-        match;  // oriented node of the first tree -> oriented node of the second, -1 unmatched
+template <class Number>
+class Mapping {
+  public:
+    // Oriented node of the first tree -> oriented node of the second, -1 unmatched.
+    std::vector<int32_t> match;
 
-    void trace(const PairState<Tropical>& pair) {
+    void trace(const PairProgram& pair, const StripForward<MaxOps<Number>>& scores) {
         match.assign(pair.first.size, -1);
         pending_.clear();
         pending_.push_back({0, pair.first.size - 1, 0, pair.second.size - 1});
@@ -22,8 +24,8 @@ struct Mapping {
             pending_.pop_back();
             if (forests.first_last < forests.first_first || forests.second_last < forests.second_first)
                 continue;
-            fill_table(pair, forests);
-            walk(pair, forests);
+            fill_table(pair, scores, forests);
+            walk(pair, scores, forests);
         }
     }
 
@@ -32,50 +34,51 @@ struct Mapping {
         int32_t first_first, first_last, second_first, second_last;
     };
     std::vector<Forests> pending_;
-    Buffer<double> table_;
+    Buffer<Number> table_;
     size_t stride_ = 0;
 
-    double* row(int32_t index) { return table_.get() + index * stride_; }
+    Number* row(int32_t index) { return table_.get() + index * stride_; }
 
-    void fill_table(const PairState<Tropical>& pair, const Forests& f) {
+    void fill_table(const PairProgram& pair, const StripForward<MaxOps<Number>>& scores, const Forests& f) {
         const int32_t height = f.first_last - f.first_first + 1;
         const int32_t width = f.second_last - f.second_first + 1;
         stride_ = width + 1;
         table_.reserve((height + size_t{1}) * stride_);
-        std::fill_n(row(0), stride_, 0.0);
+        std::fill_n(row(0), stride_, Number{0});
         for (int32_t a = 1; a <= height; ++a) {
             const int32_t i = f.first_first + a - 1;
-            const double* anchor = row(pair.first.leftmost[i] - f.first_first);
-            const double* previous = row(a - 1);
-            const Tropical* subtree = pair.subtree.get() + static_cast<size_t>(i) * pair.second.size;
-            double* out = row(a);
-            out[0] = 0.0;
-            double running = zero<Tropical>().value;
+            const Number* anchor = row(pair.first.leftmost[i] - f.first_first);
+            const Number* previous = row(a - 1);
+            const Number* subtree = scores.subtree(i);
+            Number* out = row(a);
+            out[0] = 0;
+            Number running = 0;
             for (int32_t b = 1; b <= width; ++b) {
                 const int32_t j = f.second_first + b - 1;
-                const double score = subtree[j].value + anchor[pair.second.leftmost[j] - f.second_first];
+                const Number score =
+                    subtree[pair.second.node[j]] + anchor[pair.second.leftmost[j] - f.second_first];
                 running = running > score ? running : score;
                 out[b] = previous[b] > running ? previous[b] : running;
             }
         }
     }
 
-    void walk(const PairState<Tropical>& pair, const Forests& f) {
+    void walk(const PairProgram& pair, const StripForward<MaxOps<Number>>& scores, const Forests& f) {
         int32_t i = f.first_last;
         int32_t j = f.second_last;
         while (i >= f.first_first && j >= f.second_first) {
             const int32_t a = i - f.first_first + 1;
             const int32_t b = j - f.second_first + 1;
-            const double value = row(a)[b];
+            const Number value = row(a)[b];
             if (value == row(a - 1)[b]) {
                 --i;
                 continue;
             }
-            const Tropical* subtree = pair.subtree.get() + static_cast<size_t>(i) * pair.second.size;
+            const Number* subtree = scores.subtree(i);
             const int32_t first_left = pair.first.leftmost[i];
-            const double* anchor = row(first_left - f.first_first);
+            const Number* anchor = row(first_left - f.first_first);
             const int32_t second_left = pair.second.leftmost[j];
-            if (subtree[j].value + anchor[second_left - f.second_first] != value) {
+            if (subtree[pair.second.node[j]] + anchor[second_left - f.second_first] != value) {
                 --j;
                 continue;
             }

@@ -26,12 +26,13 @@ struct TreePairs {
     int64_t threads;
 };
 
-// value, entropy, (batch,); posterior (batch, width_a, width_b), zero-filled by the caller, or null; used
-// (batch,) gets the method of each pair. The derivative of the value with respect to the temperature is
-// -entropy, filled only with a posterior. Throws std::invalid_argument that names the argument.
+// temperature, value, entropy (batch,); posterior (batch, width_a, width_b), zero-filled by the caller, or
+// null; used (batch,) gets the method of each pair. The derivative of the value with respect to the
+// temperature is -entropy, filled only with a posterior. Throws std::invalid_argument that names the
+// argument.
 template <class Cost>
-void soft_tree_alignment(const TreePairs<Cost>& pairs, double temperature, Cost* value, Cost* posterior,
-                         Cost* entropy, int64_t* used);
+void soft_tree_alignment(const TreePairs<Cost>& pairs, const double* temperature, Cost* value,
+                         Cost* posterior, Cost* entropy, int64_t* used);
 
 // match_a (batch, width_a) and match_b (batch, width_b), filled with -1 by the caller, or both null.
 template <class Cost>

@@ -72,7 +72,7 @@ def soft_tree_alignment(
     leftmost_b: Tensor,
     sizes_a: Tensor,
     sizes_b: Tensor,
-    temperature: float,
+    temperature: Tensor,
     method: str,
     max_cells: int,
     need_posterior: bool,
@@ -85,7 +85,13 @@ def soft_tree_alignment(
     posterior = relabel.new_zeros(relabel.shape) if need_posterior else None
     # An empty posterior has no address; it has no entry to fill either.
     address = 0 if posterior is None else posterior.data_ptr()
-    _C.soft_tree_alignment(block, temperature, value.data_ptr(), address, entropy.data_ptr(), used.data_ptr())
+    temperature = temperature.detach().contiguous()
+    if temperature.dtype != torch.float64 or temperature.shape != value.shape or temperature.device.type != "cpu":
+        got = f"{tuple(temperature.shape)} of {temperature.dtype} on {temperature.device}"
+        raise ValueError(f"temperature must be a CPU tensor {tuple(value.shape)} of float64, got {got}")
+    _C.soft_tree_alignment(
+        block, temperature.data_ptr(), value.data_ptr(), address, entropy.data_ptr(), used.data_ptr()
+    )
     del kept
     return value, posterior, entropy, used
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from structloss.tree_alignment import op
 from structloss.tree_alignment.reference import METHODS
-
-if TYPE_CHECKING:
-    from structloss.trees import TreeBatch
+from structloss.trees import TreeBatch
 
 # Cells of the dynamic program of one pair, about 15 times the cells of two real programs of 800 nodes each.
 DEFAULT_MAX_CELLS = 64 * 1024 * 1024
@@ -45,6 +43,9 @@ def _costs(
     max_cells: int | None,
 ) -> tuple[list[Tensor], torch.dtype, int]:
     """Costs in a dtype that the kernels take, the dtype of the result, the cell budget."""
+    for name, trees in (("a", a), ("b", b)):
+        if not isinstance(trees, TreeBatch):
+            raise TypeError(f"{name} must be a TreeBatch, got {type(trees).__name__}")
     batch, width_a = a.leftmost.shape
     width_b = b.leftmost.shape[1]
     if b.leftmost.shape[0] != batch:
@@ -53,8 +54,8 @@ def _costs(
         raise ValueError(f'method must be "exact", "flattened" or "auto", got {method!r}')
     if max_cells is None:
         max_cells = DEFAULT_MAX_CELLS
-    elif max_cells < 1:
-        raise ValueError(f"max_cells must be >= 1, got {max_cells}")
+    elif not isinstance(max_cells, int) or max_cells < 1:
+        raise ValueError(f"max_cells must be an integer >= 1, got {max_cells!r}")
     device = a.leftmost.device
     shapes = {
         "relabel": (relabel, (batch, width_a, width_b)),
@@ -91,8 +92,34 @@ def _costs(
     return costs, dtype if full else torch.float32, max_cells
 
 
-def _needs_gradient(costs: list[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(cost.requires_grad for cost in costs)
+def _temperatures(temperature: float | Tensor, a: TreeBatch) -> Tensor:
+    """One float64 temperature a pair. The values of a tensor are checked by the operator, where they are on the CPU."""
+    batch, device = len(a.leftmost), a.leftmost.device
+    if not isinstance(temperature, Tensor):
+        if not isinstance(temperature, int | float):
+            raise TypeError(f"temperature must be a number or a tensor, got {type(temperature).__name__}")
+        if not 0.0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be finite and > 0, got {temperature}")
+        # Not torch.full: torch.compile would compile again for every number that a schedule makes.
+        return torch.ones(batch, dtype=torch.float64, device=device) * temperature
+    if not temperature.dtype.is_floating_point:
+        raise TypeError(f"temperature must be a number or a floating point tensor, got {temperature.dtype}")
+    if temperature.dim() > 0 and tuple(temperature.shape) != (batch,):
+        raise ValueError(f"temperature must be a number or have shape () or ({batch},), got {tuple(temperature.shape)}")
+    if temperature.device != device and (temperature.dim() > 0 or temperature.device.type != "cpu"):
+        raise ValueError(f"temperature is on {temperature.device}, the trees are on {device}; put all on one device")
+    return temperature.to(device, torch.float64).expand(batch)
+
+
+def _table_columns(a: TreeBatch, b: TreeBatch) -> int:
+    """Columns of the widest keyroot tables among all trees, 0 where a batch does not know."""
+    if a.table_columns is None or b.table_columns is None:
+        return 0
+    return max(a.table_columns, b.table_columns)
+
+
+def _needs_gradient(inputs: list[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 def _align(
@@ -108,8 +135,9 @@ def _align(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     costs, dtype, max_cells = _costs(a, b, relabel, delete, insert, method, max_cells)
     need_mapping = need_mapping or _needs_gradient(costs)
+    trees = (a.leftmost, b.leftmost, a.sizes, b.sizes)
     distance, match_a, match_b, used = op.hard_tree_alignment(
-        *costs, a.leftmost, b.leftmost, a.sizes, b.sizes, method, max_cells, backend, need_mapping
+        *costs, *trees, method, max_cells, _table_columns(a, b), backend, need_mapping
     )
     return distance.to(dtype), match_a, match_b, used
 
@@ -140,8 +168,8 @@ def tree_edit_distance(
         method: "exact"; "flattened", the alignment of the two pre-orders, a lower bound; or "auto", which flattens
             the pairs that need more than `max_cells`.
         max_cells: budget of "exact" for one pair, cells of the dynamic program; default 64 Mi.
-        backend: "auto", "reference" or "cpu". "auto" copies the costs of CUDA tensors to the CPU and the result back,
-            which synchronises with the device.
+        backend: "auto", "reference", "cpu", "cuda" or "triton". "auto" copies the costs of CUDA tensors to the CPU and
+            the result back, which synchronises with the device; the others serve the call or raise.
 
     Returns:
         (B,) distances in the dtype of the costs (float32 for float16, bfloat16 and for the defaults). Differentiable
@@ -196,7 +224,7 @@ def soft_tree_edit_distance(
     relabel: Tensor | None = ...,
     delete: Tensor | None = ...,
     insert: Tensor | None = ...,
-    temperature: float = ...,
+    temperature: float | Tensor = ...,
     return_posterior: Literal[False] = ...,
     method: str = ...,
     max_cells: int | None = ...,
@@ -212,7 +240,7 @@ def soft_tree_edit_distance(
     relabel: Tensor | None = ...,
     delete: Tensor | None = ...,
     insert: Tensor | None = ...,
-    temperature: float = ...,
+    temperature: float | Tensor = ...,
     return_posterior: Literal[True],
     method: str = ...,
     max_cells: int | None = ...,
@@ -227,7 +255,7 @@ def soft_tree_edit_distance(
     relabel: Tensor | None = None,
     delete: Tensor | None = None,
     insert: Tensor | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     return_posterior: bool = False,
     method: str = "exact",
     max_cells: int | None = None,
@@ -236,21 +264,28 @@ def soft_tree_edit_distance(
     """Soft minimum over all mappings of each pair of trees, and the probability of every match.
 
     ``-temperature * log  sum over mappings M of  exp(-cost(M) / temperature)``, never above the tree edit distance and
-    equal to it in the limit of temperature 0. It is negative where many mappings are cheap. Its gradient is exact: for
-    `relabel` the posterior ``P_ij = Pr[i and j are matched]``, for `delete` and `insert` the probability of being
-    unmatched.
+    equal to it in the limit of temperature 0. It is negative where many mappings are cheap. It is the free energy
+    ``E[cost] - temperature * H`` of the distribution ``Pr(M) ~ exp(-cost(M) / temperature)`` with entropy H, and its
+    gradient is exact:
+
+        d relabel      P_ij = Pr[i and j are matched]       d delete, d insert    Pr[unmatched]
+        d temperature  -H
+
+    so at any input ``value = sum of costs * their gradients + temperature * its gradient``: an identity to test with.
 
     Args:
         a, b, relabel, delete, insert, method, max_cells, backend: as in :func:`tree_edit_distance`.
-        temperature: > 0, in the units of the costs.
-        return_posterior: also return the posterior (B, N, M), zero at padding. It carries no gradient.
+        temperature: > 0, in the units of the costs: a number, or a tensor () or (B,), one a pair. The values of a CUDA
+            tensor are not checked, which would wait for the device; 0 and below give no meaningful result.
+        return_posterior: also return the posterior P (B, N, M), zero at padding. It carries no gradient.
 
     Returns:
-        (B,) values in the dtype of the costs, or (values, posterior). All costs are computed in float64 inside;
-        float16 and bfloat16 come back as float32.
+        (B,) values in the dtype of the costs, or (values, posterior). All is computed in float64 inside; float16 and
+        bfloat16 costs come back as float32. Differentiable once, in the costs and in the temperature.
 
     Raises:
-        ValueError: as :func:`tree_edit_distance`, and a temperature that is not finite and > 0.
+        ValueError: as :func:`tree_edit_distance`, and a temperature that is not finite and > 0 or of another shape.
+        TypeError: as :func:`tree_edit_distance`, and a temperature that is neither.
         RuntimeError: a second derivative is asked for.
 
     >>> import structloss
@@ -259,19 +294,19 @@ def soft_tree_edit_distance(
     >>> round(value.item(), 4), round(posterior.item(), 4)
     (-0.1269, 0.8808)
     """
-    if not 0.0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be finite and > 0, got {temperature}")
     costs, dtype, max_cells = _costs(a, b, relabel, delete, insert, method, max_cells)
-    need_posterior = return_posterior or _needs_gradient(costs)
+    temperatures = _temperatures(temperature, a)
+    need_posterior = return_posterior or _needs_gradient([*costs, temperatures])
     value, posterior, _, _ = op.soft_tree_alignment(
         *costs,
         a.leftmost,
         b.leftmost,
         a.sizes,
         b.sizes,
-        temperature,
+        temperatures,
         method,
         max_cells,
+        _table_columns(a, b),
         backend,
         need_posterior,
     )

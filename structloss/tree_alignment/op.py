@@ -1,53 +1,81 @@
-"""`torch.library` operators of tree alignment: registration, autograd and the choice of a backend.
+"""`torch.library` operators of tree alignment: registration, autograd, vmap and the choice of a backend.
 
-The forward pass computes the posterior, so the backward pass is a multiplication (as in CTC):
+The forward pass computes posterior and entropy, so the backward pass is a multiplication (as in CTC):
 
-    d relabel = P * g,    d delete = (1 - row sums of P) * g,    d insert = (1 - column sums of P) * g
+    d relabel = P * g,    d delete = (1 - row sums of P) * g,    d insert = (1 - column sums of P) * g,
+    d temperature = -entropy * g
 """
 
 import warnings
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from structloss.tree_alignment import cpu, reference
-
+# What "auto" takes where it can be imported, best first. The device kernels join the list for CUDA tensors when they
+# have been measured against the CPU kernels with a copy each way; until then they are served on request only.
+_AUTO = {"cuda": ("cpu",), "cpu": ("cpu",)}
+_NEEDS = {"cpu": "the compiled extension structloss._C", "cuda": "the CUDA extension structloss._C_cuda"}
+_BUILD = "build it with `pip install .` in a checkout"
 _warned = False
 
 
+def _kernels(name: str) -> ModuleType:
+    """The module of a backend. Imported late: Triton has to stay out of `import structloss`."""
+    return import_module(f"structloss.tree_alignment.{name}")
+
+
 def choose_backend(backend: str, device: torch.device) -> str:
-    """The backend that serves a call: "cpu" or "reference". Raises instead of using another one than asked for."""
+    """The backend that serves a call. Raises instead of using another one than asked for."""
     global _warned
-    if backend in ("cuda", "triton"):
-        raise RuntimeError(f'backend="{backend}" for tree alignment is not built in this version; use backend="auto"')
     if backend == "reference":
         return backend
-    if backend == "cpu":
-        if device.type != "cpu":
-            raise RuntimeError(f'backend="cpu" needs CPU tensors, got {device}; use backend="auto" or move them')
-        if cpu.import_error is not None:
+    if backend in ("cpu", "cuda", "triton"):
+        if backend != "triton" and device.type != backend:
             raise RuntimeError(
-                f'backend="cpu" needs the compiled extension structloss._C ({cpu.import_error}); build it with '
-                '`pip install .` in a checkout, or use backend="reference"'
+                f'backend="{backend}" needs {backend.upper()} tensors, got {device}; use backend="auto" or move them'
             )
+        error = _kernels(backend).import_error
+        if error is not None:
+            needed = _NEEDS.get(backend, "the package triton")
+            how = _BUILD if backend in _NEEDS else "install it"
+            raise RuntimeError(f'backend="{backend}" needs {needed} ({error}); {how}, or use backend="auto"')
         return backend
     if backend != "auto":
         raise ValueError(f'backend must be "auto", "reference", "cpu", "cuda" or "triton", got {backend!r}')
-    if cpu.import_error is None:
-        return "cpu"
+    for name in _AUTO.get(device.type, _AUTO["cpu"]):
+        if _kernels(name).import_error is None:
+            return name
     if not _warned:
         _warned = True
         warnings.warn(
-            f"tree alignment runs in plain torch, hundreds of times slower, because the compiled extension "
-            f"structloss._C is missing ({cpu.import_error}); build it with `pip install .` in a checkout",
+            f"tree alignment runs in plain torch, hundreds of times slower, because {_NEEDS['cpu']} is missing "
+            f"({_kernels('cpu').import_error}); {_BUILD}",
             RuntimeWarning,
             stacklevel=2,
         )
     return "reference"
 
 
-def _on_cpu(*tensors: Tensor) -> list[Tensor]:
-    return [x.detach().cpu() for x in tensors]
+def _prepare(
+    backend: str, table_columns: int, tensors: list[Tensor]
+) -> tuple[ModuleType, list[Tensor], dict[str, int]]:
+    """The backend, the tensors where it wants them, and what it alone takes."""
+    name = choose_backend(backend, tensors[0].device)
+    tensors = [x.detach() for x in tensors]
+    if name in ("cpu", "reference"):
+        tensors = [x.cpu() for x in tensors]
+    return _kernels(name), tensors, {"table_columns": table_columns} if name == "cuda" else {}
+
+
+def _check_temperature(temperature: Tensor) -> None:
+    if temperature.device.type != "cpu":
+        return  # reading it would wait for the device
+    wrong = ~((temperature > 0) & torch.isfinite(temperature))
+    if wrong.any():
+        pair = int(wrong.nonzero()[0])
+        raise ValueError(f"temperature[{pair}] = {temperature[pair].item()}; temperature must be finite and > 0")
 
 
 @torch.library.custom_op("structloss::soft_tree_alignment", mutates_args=())
@@ -59,25 +87,26 @@ def soft_tree_alignment(
     leftmost_b: Tensor,
     sizes_a: Tensor,
     sizes_b: Tensor,
-    temperature: float,
+    temperature: Tensor,
     method: str,
     max_cells: int,
+    table_columns: int,
     backend: str,
     need_posterior: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Value (B,), posterior (B, N, M), entropy (B,) and method index (B,).
+    """Value (B,), posterior (B, N, M), entropy (B,) and method index (B,); temperature is (B,) float64.
 
     Without `need_posterior`, posterior and entropy are empty. The entropy of the distribution over mappings is minus
-    the derivative of the value with respect to the temperature.
+    the derivative of the value with respect to the temperature. `table_columns` bounds the columns of the keyroot
+    tables of a tree, 0 where nobody knows.
     """
-    kernels = cpu if choose_backend(backend, relabel.device) == "cpu" else reference
-    inputs = _on_cpu(relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b)
-    value, posterior, entropy, used = kernels.soft_tree_alignment(
-        *inputs, temperature, method, max_cells, need_posterior
-    )
-    if posterior is None:
-        posterior, entropy = value.new_empty(0, 0, 0), value.new_empty(0)
     device = relabel.device
+    inputs = [relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b, temperature]
+    kernels, inputs, extra = _prepare(backend, table_columns, inputs)
+    _check_temperature(inputs[-1])
+    value, posterior, entropy, used = kernels.soft_tree_alignment(*inputs, method, max_cells, need_posterior, **extra)
+    if not need_posterior:
+        posterior, entropy = value.new_empty(0, 0, 0), value.new_empty(0)
     return value.to(device), posterior.to(device), entropy.to(device), used.to(device)
 
 
@@ -93,6 +122,7 @@ def _(
     temperature,
     method,
     max_cells,
+    table_columns,
     backend,
     need_posterior,
 ):
@@ -103,59 +133,74 @@ def _(
 
 
 def _soft_setup_context(ctx, inputs, output):
-    relabel, delete, insert, _, _, sizes_a, sizes_b, *_, need_posterior = inputs
-    _, posterior, entropy, used = output
+    *_, sizes_a, sizes_b, _, _, _, _, _, need_posterior = inputs
+    value, posterior, entropy, used = output
     ctx.need_posterior = need_posterior
     ctx.mark_non_differentiable(posterior, entropy, used)
-    ctx.save_for_backward(posterior, sizes_a, sizes_b, relabel, delete, insert)
+    ctx.save_for_backward(posterior, entropy, sizes_a, sizes_b, value)
 
 
 def _soft_backward(ctx, grad, *_):
     if not ctx.need_posterior:
         raise RuntimeError("soft_tree_alignment was called with need_posterior=False and cannot be differentiated")
-    needs = ctx.needs_input_grad[:3]
+    needs = [*ctx.needs_input_grad[:3], ctx.needs_input_grad[7]]
     grads = soft_tree_alignment_backward(grad, *ctx.saved_tensors, *needs)
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 9
+    d_relabel, d_delete, d_insert, d_temperature = (g if need else None for g, need in zip(grads, needs, strict=True))
+    return d_relabel, d_delete, d_insert, None, None, None, None, d_temperature, *(None,) * 5
 
 
-# The costs are arguments only so that a second derivative finds its way to the refusal below: without them it would be
+# The value is an argument only so that a second derivative finds its way to the refusal below: without it that would be
 # zero in silence.
 @torch.library.custom_op("structloss::soft_tree_alignment_backward", mutates_args=())
 def soft_tree_alignment_backward(
     grad: Tensor,
     posterior: Tensor,
+    entropy: Tensor,
     sizes_a: Tensor,
     sizes_b: Tensor,
-    relabel: Tensor,
-    delete: Tensor,
-    insert: Tensor,
+    value: Tensor,
     need_relabel: bool,
     need_delete: bool,
     need_insert: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the costs; those that are not needed are empty."""
-    d_relabel, d_delete, d_insert = (grad.new_empty(0) for _ in range(3))
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the costs and of the temperature; those that are not needed are empty."""
+    d_relabel, d_delete, d_insert, d_temperature = (grad.new_empty(0) for _ in range(4))
     if need_relabel:
         d_relabel = posterior * grad[:, None, None]
     if need_delete:
-        d_delete = (_inside(delete, sizes_a) - posterior.sum(2)) * grad[:, None]
+        d_delete = torch.where(_inside(posterior.shape[1], sizes_a), 1 - posterior.sum(2), 0) * grad[:, None]
     if need_insert:
-        d_insert = (_inside(insert, sizes_b) - posterior.sum(1)) * grad[:, None]
-    return d_relabel, d_delete, d_insert
+        d_insert = torch.where(_inside(posterior.shape[2], sizes_b), 1 - posterior.sum(1), 0) * grad[:, None]
+    if need_temperature:
+        d_temperature = -entropy.double() * grad
+    return d_relabel, d_delete, d_insert, d_temperature
 
 
-def _inside(costs: Tensor, sizes: Tensor) -> Tensor:
-    """1 at nodes, 0 at padding."""
-    positions = torch.arange(costs.shape[1], device=costs.device)
-    return (positions < sizes.to(costs.device)[:, None]).to(costs.dtype)
+def _inside(width: int, sizes: Tensor) -> Tensor:
+    """True at nodes, False at padding."""
+    return torch.arange(width, device=sizes.device) < sizes[:, None]
 
 
 @soft_tree_alignment_backward.register_fake
-def _(grad, posterior, sizes_a, sizes_b, relabel, delete, insert, need_relabel, need_delete, need_insert):
+def _(
+    grad,
+    posterior,
+    entropy,
+    sizes_a,
+    sizes_b,
+    value,
+    need_relabel,
+    need_delete,
+    need_insert,
+    need_temperature,
+):
+    batch, n, m = posterior.shape
     return (
         torch.empty_like(posterior) if need_relabel else grad.new_empty(0),
-        grad.new_empty(delete.shape) if need_delete else grad.new_empty(0),
-        grad.new_empty(insert.shape) if need_insert else grad.new_empty(0),
+        grad.new_empty(batch, n) if need_delete else grad.new_empty(0),
+        grad.new_empty(batch, m) if need_insert else grad.new_empty(0),
+        grad.new_empty(batch, dtype=torch.float64) if need_temperature else grad.new_empty(0),
     )
 
 
@@ -181,16 +226,17 @@ def hard_tree_alignment(
     sizes_b: Tensor,
     method: str,
     max_cells: int,
+    table_columns: int,
     backend: str,
     need_mapping: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Distance (B,), partners (B, N) and (B, M) (empty without `need_mapping`), method index (B,)."""
-    kernels = cpu if choose_backend(backend, relabel.device) == "cpu" else reference
-    inputs = _on_cpu(relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b)
-    distance, match_a, match_b, used = kernels.hard_tree_alignment(*inputs, method, max_cells, need_mapping)
-    if match_a is None or match_b is None:
-        match_a, match_b = used.new_empty(0, 0), used.new_empty(0, 0)
     device = relabel.device
+    inputs = [relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b]
+    kernels, inputs, extra = _prepare(backend, table_columns, inputs)
+    distance, match_a, match_b, used = kernels.hard_tree_alignment(*inputs, method, max_cells, need_mapping, **extra)
+    if not need_mapping:
+        match_a, match_b = used.new_empty(0, 0), used.new_empty(0, 0)
     return distance.to(device), match_a.to(device), match_b.to(device), used.to(device)
 
 
@@ -205,6 +251,7 @@ def _(
     sizes_b,
     method,
     max_cells,
+    table_columns,
     backend,
     need_mapping,
 ):
@@ -219,7 +266,7 @@ def _(
 
 
 def _hard_setup_context(ctx, inputs, output):
-    *_, sizes_a, sizes_b, _, _, _, need_mapping = inputs
+    *_, sizes_a, sizes_b, _, _, _, _, need_mapping = inputs
     _, match_a, match_b, used = output
     ctx.need_mapping = need_mapping
     ctx.mark_non_differentiable(match_a, match_b, used)
@@ -234,12 +281,41 @@ def _hard_backward(ctx, grad, *_):
     d_relabel = d_delete = d_insert = None
     if ctx.needs_input_grad[0]:
         matched = match_a[:, :, None] == torch.arange(match_b.shape[1], device=match_b.device)
-        d_relabel = matched.to(grad.dtype) * grad[:, None, None]
+        d_relabel = matched * grad[:, None, None]
     if ctx.needs_input_grad[1]:
-        d_delete = _inside(grad.new_empty(match_a.shape), sizes_a) * (match_a < 0) * grad[:, None]
+        d_delete = (_inside(match_a.shape[1], sizes_a) & (match_a < 0)) * grad[:, None]
     if ctx.needs_input_grad[2]:
-        d_insert = _inside(grad.new_empty(match_b.shape), sizes_b) * (match_b < 0) * grad[:, None]
-    return d_relabel, d_delete, d_insert, *(None,) * 8
+        d_insert = (_inside(match_b.shape[1], sizes_b) & (match_b < 0)) * grad[:, None]
+    return d_relabel, d_delete, d_insert, *(None,) * 9
 
 
 hard_tree_alignment.register_autograd(_hard_backward, setup_context=_hard_setup_context)
+
+
+def _vmap_over(op, has_need: bool) -> None:
+    """vmap folds its dimension into the batch, where every pair is independent of the others."""
+
+    def folded(info, in_dims, *args):
+        size = info.batch_size
+        inputs = []
+        for x, dim in zip(args, in_dims, strict=True):
+            if isinstance(x, Tensor):
+                x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+                batch = x.shape[1]
+                x = x.flatten(0, 1)
+            inputs.append(x)
+        if has_need:  # inside vmap nobody sees that a tensor of the outside requires a gradient
+            wanted = any(x.requires_grad for x in inputs if isinstance(x, Tensor))
+            inputs[-1] = inputs[-1] or (wanted and torch.is_grad_enabled())
+        outputs = op(*inputs)
+        # What was not asked for is empty and has no batch.
+        asked = [x.shape[0] == size * batch for x in outputs]
+        outputs = tuple(x.unflatten(0, (size, batch)) if ok else x for x, ok in zip(outputs, asked, strict=True))
+        return outputs, tuple(0 if ok else None for ok in asked)
+
+    op.register_vmap(folded)
+
+
+_vmap_over(soft_tree_alignment, True)
+_vmap_over(soft_tree_alignment_backward, False)
+_vmap_over(hard_tree_alignment, True)

@@ -293,14 +293,14 @@ def soft_tree_alignment(
     leftmost_b: Tensor,
     sizes_a: Tensor,
     sizes_b: Tensor,
-    temperature: float,
+    temperature: Tensor,
     method: str,
     max_cells: int,
     need_posterior: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Value (B,), posterior (B, N, M) or None, entropy (B,), method index (B,); padded CPU tensors.
 
-    Computed in float64 whatever the dtype of the costs is.
+    `temperature` is (B,) float64; all is computed in float64 whatever the dtype of the costs is.
     """
     pairs = _pairs(
         relabel.double(), delete.double(), insert.double(), leftmost_a, leftmost_b, sizes_a, sizes_b, method, max_cells
@@ -313,7 +313,7 @@ def soft_tree_alignment(
         n, m = pair.weight.shape
         if n == 0 or m == 0:
             continue
-        log_weight = pair.weight / temperature
+        log_weight = pair.weight / temperature[p]
         if log_weight.max() > 1e15:
             raise ValueError(
                 f"costs of pair {p} are too large: (delete + insert - relabel) / temperature reaches "
@@ -325,7 +325,7 @@ def soft_tree_alignment(
             log_z, matched = log_partition_and_posterior(pair.leftmost_a, pair.leftmost_b, log_weight)
             entropy[p] = log_z - torch.where(matched > 0, matched * log_weight, 0.0).sum()
             posterior[p, :n, :m] = pair.positions(matched)
-        value[p] -= temperature * log_z
+        value[p] -= temperature[p] * log_z
     out = None if posterior is None else posterior.to(relabel.dtype)
     return value.to(relabel.dtype), out, entropy.to(relabel.dtype), torch.tensor([x.method for x in pairs]).long()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ class TreeBatch:
     byte_span: int64 (B, N, 2), [start, end) in bytes of the source, -1 where there is no source.
     token_span: int64 (B, N, 2), [lo, hi) in token positions, (-1, -1) for nodes without tokens.
     sizes: int64 (B,), number of nodes; 0 is an empty tree. error_share: float32 (B,) in [0, 1].
+    table_columns: a Python number, so that a device's workspace can be sized without asking the device: an upper
+    bound, over the trees and both orientations, on ``sum(subtree size + 1 over the keyroots)``, the columns of all
+    keyroot tables side by side. None where it is not known.
     """
 
     label: torch.Tensor
@@ -32,6 +35,7 @@ class TreeBatch:
     token_span: torch.Tensor
     sizes: torch.Tensor
     error_share: torch.Tensor
+    table_columns: int | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -49,7 +53,8 @@ class TreeBatch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TreeBatch:
-        return TreeBatch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return TreeBatch(**{k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
 
     @classmethod
     def from_sources(
@@ -145,7 +150,23 @@ def _empty_batch(sizes: np.ndarray) -> dict[str, np.ndarray]:
 
 def _to_tensors(batch: dict[str, np.ndarray], sizes: np.ndarray, shares: np.ndarray) -> TreeBatch:
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    return TreeBatch(**tensors, sizes=torch.from_numpy(sizes), error_share=torch.from_numpy(shares))
+    return TreeBatch(
+        **tensors,
+        sizes=torch.from_numpy(sizes),
+        error_share=torch.from_numpy(shares),
+        table_columns=_table_columns(batch["parent"], batch["leftmost"]),
+    )
+
+
+def _table_columns(parent: np.ndarray, leftmost: np.ndarray) -> int:
+    """The exact ``TreeBatch.table_columns`` of padded (B, N) arrays."""
+    node = np.arange(parent.shape[1])
+    # A parent of -1, of roots and of padding, would wrap around: both are told apart by it below.
+    parents_leftmost = np.take_along_axis(leftmost, np.maximum(parent, 0), axis=1)
+    columns = np.where(leftmost >= 0, node - leftmost + 2, 0)
+    as_given = columns * ((leftmost != parents_leftmost) | (parent < 0))
+    mirrored = columns * (parent != node + 1)
+    return int(np.maximum(as_given.sum(axis=1), mirrored.sum(axis=1)).max(initial=0))
 
 
 def _integers(argument: str, tree: int, values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:

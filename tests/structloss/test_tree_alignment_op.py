@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from structloss.tree_alignment import align_trees, cpu, op, soft_tree_edit_distance, tree_edit_distance
+from structloss.tree_alignment import align_trees, cpu, op, reference, soft_tree_edit_distance, tree_edit_distance
 from structloss.trees import TreeBatch
 from tests.structloss.test_tree_alignment_oracle import padded_labels, random_costs, random_parents
 
@@ -37,17 +41,46 @@ def soft(a: TreeBatch, b: TreeBatch, costs: list[Tensor], **options: object) -> 
     return value
 
 
+def temperatures_of(a: TreeBatch, seed: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (0.2 + torch.rand(len(a), generator=generator, dtype=torch.float64)).requires_grad_()
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("temperature", [1.0, 0.2])
-def test_gradcheck(backend: str, temperature: float) -> None:
+@pytest.mark.parametrize("per_pair", [True, False])
+def test_gradcheck(backend: str, per_pair: bool) -> None:
     a, b = pairs()
     # Finite differences step below the lowest cost, and a negative cost is refused.
     costs = costs_of(a, b, forbidden=0.0, lowest=0.05)
+    temperature = temperatures_of(a) if per_pair else torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 
-    def value(*costs: Tensor) -> Tensor:
-        return soft(a, b, list(costs), temperature=temperature, backend=backend)
+    def value(*inputs: Tensor) -> Tensor:
+        return soft(a, b, list(inputs[:3]), temperature=inputs[3], backend=backend)
 
-    assert torch.autograd.gradcheck(value, costs)
+    assert torch.autograd.gradcheck(value, (*costs, temperature), check_batched_grad=True)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_each_pair_has_its_temperature(backend: str) -> None:
+    """Also where only the temperature is differentiated, in half precision, and beside costs of another dtype."""
+    a, b = pairs()
+    costs = [cost.detach() for cost in costs_of(a, b)]
+    temperature = temperatures_of(a)
+    together = soft(a, b, costs, temperature=temperature, backend=backend)
+    upstream = torch.tensor([0.3, -2.0, 5.0, 1.0], dtype=torch.float64)
+    (slope,) = torch.autograd.grad(together, temperature, upstream)
+    for p, own in enumerate(temperature.tolist()):
+        alone, entropy = entropy_of(a, b, costs, own, backend)
+        assert together[p] == alone[p]
+        torch.testing.assert_close(slope[p], -entropy[p] * upstream[p], rtol=1e-14, atol=0)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        narrow = temperature.detach().to(dtype).requires_grad_()
+        value = soft(a, b, costs, temperature=narrow, backend=backend)
+        assert value.dtype == torch.float64
+        assert torch.equal(value, soft(a, b, costs, temperature=narrow.double(), backend=backend))
+        assert torch.autograd.grad(value.sum(), narrow)[0].dtype == dtype
+    single = [cost.float() for cost in costs]
+    assert soft(a, b, single, temperature=temperature, backend=backend).dtype == torch.float32
 
 
 def test_upstream_gradient_forbidden_matches_and_padding() -> None:
@@ -94,16 +127,29 @@ def test_strided_and_expanded_costs() -> None:
     assert slope.item() == pytest.approx(((ends[0] - ends[1]) / (2 * step)).item(), abs=1e-7)
 
 
-def test_entropy_is_minus_the_derivative_to_temperature() -> None:
-    a, b = pairs()
-    costs = [cost.detach() for cost in costs_of(a, b)]
+def entropy_of(
+    a: TreeBatch, b: TreeBatch, costs: list[Tensor], temperature: float, backend: str
+) -> tuple[Tensor, Tensor]:
     trees = (a.leftmost, b.leftmost, a.sizes, b.sizes)
-    for backend in ("cpu", "reference"):
-        rest = ("exact", 1 << 20, backend, True)
-        step = 1e-5
-        _, _, entropy, _ = op.soft_tree_alignment(*costs, *trees, 0.4, *rest)
-        up, down = (op.soft_tree_alignment(*costs, *trees, 0.4 + h, *rest)[0] for h in (step, -step))
-        torch.testing.assert_close(-entropy, (up - down) / (2 * step), rtol=0, atol=1e-7)
+    warm = torch.full((len(a),), temperature, dtype=torch.float64)
+    value, _, entropy, _ = op.soft_tree_alignment(*costs, *trees, warm, "exact", 1 << 20, 0, backend, True)
+    return value, entropy
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_value_is_expected_cost_minus_temperature_times_entropy(backend: str) -> None:
+    """The identity of the docstring, by autograd alone, and the slope in the temperature by finite differences."""
+    a, b = pairs()
+    inputs = [*costs_of(a, b, forbidden=0.0), temperatures_of(a)]
+    value = soft(a, b, inputs[:3], temperature=inputs[3], backend=backend)
+    slopes = torch.autograd.grad(value.sum(), inputs)
+    assert (inputs[3] * slopes[3]).abs().sum() > 1
+    summed = [(x * slope).reshape(len(a), -1).sum(1) for x, slope in zip(inputs, slopes, strict=True)]
+    torch.testing.assert_close(sum(summed), value.detach(), rtol=0, atol=1e-13)
+    step = 1e-5
+    up, down = (entropy_of(a, b, inputs[:3], 0.4 + h, backend)[0] for h in (step, -step))
+    _, entropy = entropy_of(a, b, inputs[:3], 0.4, backend)
+    torch.testing.assert_close(-entropy, (up - down) / (2 * step), rtol=0, atol=1e-7)
 
 
 def test_hard_distance_has_the_subgradient_of_its_mapping() -> None:
@@ -119,11 +165,14 @@ def test_hard_distance_has_the_subgradient_of_its_mapping() -> None:
 
 def test_second_derivative_is_refused() -> None:
     a, b = pairs()
-    costs = costs_of(a, b)
-    (gradient,) = torch.autograd.grad(soft(a, b, costs).sum(), costs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(gradient.square().sum(), costs[0])
-    _, posterior = soft_tree_edit_distance(a, b, relabel=costs[0], return_posterior=True)
+    costs, temperature = costs_of(a, b), temperatures_of(a)
+    for x in (*costs, temperature):
+        value = soft(a, b, costs, temperature=temperature)
+        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        for y in (*costs, temperature):
+            with pytest.raises(RuntimeError, match="no second derivative"):
+                torch.autograd.grad(gradient.square().sum(), y, retain_graph=True)
+    _, posterior = soft_tree_edit_distance(a, b, relabel=costs[0], temperature=temperature, return_posterior=True)
     assert not posterior.requires_grad
 
 
@@ -165,60 +214,207 @@ def test_bits_do_not_depend_on_threads() -> None:
 
 def test_opcheck() -> None:
     a, b = pairs()
-    costs = costs_of(a, b, forbidden=0.0)
+    costs, warm = costs_of(a, b, forbidden=0.0), temperatures_of(a)
     trees = (a.leftmost, b.leftmost, a.sizes, b.sizes)
     for backend in ("cpu", "reference"):
-        torch.library.opcheck(op.soft_tree_alignment, (*costs, *trees, 0.7, "exact", 1 << 20, backend, True))
-        torch.library.opcheck(op.hard_tree_alignment, (*costs, *trees, "auto", 9, backend, True))
-    plain = [cost.detach() for cost in costs]
-    torch.library.opcheck(op.soft_tree_alignment, (*plain, *trees, 0.7, "auto", 1, "auto", False))
-    torch.library.opcheck(op.hard_tree_alignment, (*plain, *trees, "exact", 1 << 20, "auto", False))
+        torch.library.opcheck(op.soft_tree_alignment, (*costs, *trees, warm, "exact", 1 << 20, 40, backend, True))
+        torch.library.opcheck(op.hard_tree_alignment, (*costs, *trees, "auto", 9, 0, backend, True))
+    plain, cold = [cost.detach() for cost in costs], warm.detach()
+    torch.library.opcheck(op.soft_tree_alignment, (*plain, *trees, cold, "auto", 1, 0, "auto", False))
+    torch.library.opcheck(op.hard_tree_alignment, (*plain, *trees, "exact", 1 << 20, 0, "auto", False))
     posterior = torch.rand_like(plain[0])
-    grad = torch.rand(len(a), dtype=torch.float64)
-    for needs in ((True, False, True), (False, True, False)):
-        torch.library.opcheck(op.soft_tree_alignment_backward, (grad, posterior, a.sizes, b.sizes, *plain, *needs))
+    grad, entropy, value = torch.rand(3, len(a), dtype=torch.float64)
+    for needs in ((True, False, True, False), (False, True, False, True)):
+        inputs = (grad, posterior, entropy, a.sizes, b.sizes, value)
+        torch.library.opcheck(op.soft_tree_alignment_backward, (*inputs, *needs))
+
+
+def every_function(a: TreeBatch, b: TreeBatch, relabel: Tensor, delete: Tensor, temperature: Tensor) -> Tensor:
+    value, posterior = soft_tree_edit_distance(
+        a, b, relabel=relabel, delete=delete, temperature=temperature, return_posterior=True
+    )
+    hard = tree_edit_distance(a, b, relabel=relabel)
+    cold = soft_tree_edit_distance(a, b, delete=delete, temperature=0.25)
+    return value.square().sum() + (posterior * relabel).sum() + hard.sum() + cold.sum()
 
 
 def test_compiles_without_a_graph_break() -> None:
+    """One graph for every batch size and both widths, forward and backward; a second one makes `table_columns`, a
+    number that torch.compile knows only by its changing, dynamic."""
+    compiled = torch.compile(every_function, fullgraph=True, backend="aot_eager")
+    torch._dynamo.reset()
+    shapes = ([(5, 7), (0, 4), (7, 3)], [(9, 2), (3, 3)], [(4, 11), (8, 8), (1, 1), (6, 5)], [(12, 12)] * 5)
+    for seed, sizes in enumerate(shapes):
+        a, b = pairs(seed, sizes)
+        relabel, delete, _ = costs_of(a, b, seed, forbidden=0.0)
+        inputs = (relabel, delete, temperatures_of(a))
+        for tree in (a, b):
+            for field in (tree.label, tree.leftmost):
+                torch._dynamo.mark_dynamic(field, (0, 1))
+            torch._dynamo.mark_dynamic(tree.sizes, 0)
+        for x in inputs:
+            torch._dynamo.mark_dynamic(x, tuple(range(x.dim())))
+        with torch._dynamo.config.patch(error_on_recompile=seed > 1):
+            traced = compiled(a, b, *inputs)
+        plain = every_function(a, b, *inputs)
+        torch.testing.assert_close(traced, plain)
+        for x, y in zip(torch.autograd.grad(traced, inputs), torch.autograd.grad(plain, inputs), strict=True):
+            torch.testing.assert_close(x, y)
+
+
+def test_changing_numbers_do_not_compile_again_and_again() -> None:
+    """A temperature that cools down, as a number, becomes a dynamic float at its second value."""
     a, b = pairs()
-    relabel, delete, insert = costs_of(a, b, forbidden=0.0)
+    (relabel, *_) = costs_of(a, b)
+    compiled = torch.compile(
+        lambda temperature: soft_tree_edit_distance(a, b, relabel=relabel, temperature=temperature),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    torch._dynamo.reset()
+    for step, temperature in enumerate((1.0, 0.9, 0.8, 0.7)):
+        with torch._dynamo.config.patch(error_on_recompile=step > 1):
+            value = compiled(temperature)
+        torch.testing.assert_close(value, soft_tree_edit_distance(a, b, relabel=relabel, temperature=temperature))
 
-    def loss(relabel: Tensor, delete: Tensor, insert: Tensor) -> Tensor:
-        value, posterior = soft_tree_edit_distance(
-            a, b, relabel=relabel, delete=delete, insert=insert, temperature=0.5, return_posterior=True
-        )
-        hard = tree_edit_distance(a, b, relabel=relabel)
-        return value.square().sum() + (posterior * relabel).sum() + hard.sum()
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    plain = loss(relabel, delete, insert)
-    traced = compiled(relabel, delete, insert)
-    torch.testing.assert_close(traced, plain)
-    inputs = (relabel, delete, insert)
-    for x, y in zip(torch.autograd.grad(traced, inputs), torch.autograd.grad(plain, inputs), strict=True):
-        torch.testing.assert_close(x, y)
+def test_vmap_folds_into_the_batch() -> None:
+    a, b = pairs()
+    relabel, delete, insert = (cost.detach() for cost in costs_of(a, b, forbidden=0.0))
+    stacked = torch.stack([relabel, relabel * 0.5, relabel * 2.0], dim=2).requires_grad_()
+    warm = torch.tensor([0.3, 0.6, 1.0], dtype=torch.float64, requires_grad=True)
+
+    def both(relabel: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        value = soft(a, b, [relabel, delete, insert], temperature=temperature)
+        return value, tree_edit_distance(a, b, relabel=relabel, delete=delete)
+
+    folded = torch.vmap(both, in_dims=(2, 0))(stacked, warm)
+    looped = [torch.stack(x) for x in zip(*map(both, stacked.unbind(2), warm), strict=True)]
+    upstream = torch.rand(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for one, other in zip(folded, looped, strict=True):
+        assert torch.equal(one, other)
+    inputs = (stacked, warm)
+    for one, other in zip(
+        torch.autograd.grad(((folded[0] + folded[1]) * upstream).sum(), inputs),
+        torch.autograd.grad(((looped[0] + looped[1]) * upstream).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    posterior = torch.vmap(
+        lambda x: soft_tree_edit_distance(a, b, relabel=x, return_posterior=True)[1], in_dims=2, out_dims=1
+    )(stacked)
+    assert posterior.shape == (4, 3, *relabel.shape[1:])
+
+
+def test_checkpoint_and_autocast() -> None:
+    """Recomputation gives the same bits; autocast narrows what makes the costs, never the alignment."""
+    a, b = pairs()
+    generator = torch.Generator().manual_seed(0)
+    left = torch.rand(4, a.label.shape[1], 6, generator=generator, requires_grad=True)
+    right = torch.rand(4, b.label.shape[1], 6, generator=generator, requires_grad=True)
+
+    def value(relabel: Tensor) -> Tensor:
+        return soft_tree_edit_distance(a, b, relabel=relabel, temperature=0.3)
+
+    def loss(left: Tensor, right: Tensor) -> Tensor:
+        return value(left @ right.transpose(1, 2)).square().sum()
+
+    plain = loss(left, right)
+    again = checkpoint(loss, left, right, use_reentrant=False)
+    assert torch.equal(plain, again)
+    for x, y in zip(torch.autograd.grad(plain, (left, right)), torch.autograd.grad(again, (left, right)), strict=True):
+        assert torch.equal(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = left @ right.transpose(1, 2)
+        assert narrow.dtype == torch.bfloat16
+        inside = value(narrow)
+        assert torch.equal(value(narrow.float()), value(narrow.detach().double()).float())
+        assert torch.equal(inside, value(narrow.detach().double()).float())
+        narrow_gradient = torch.autograd.grad(inside.sum(), narrow)[0]
+    outside = narrow.detach().float().requires_grad_()
+    assert torch.equal(inside, value(outside))
+    assert torch.equal(narrow_gradient, torch.autograd.grad(value(outside).sum(), outside)[0].bfloat16())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_pairs_and_no_nodes(backend: str) -> None:
+    nothing, none = TreeBatch.from_parents([], []), TreeBatch.from_parents([[], []], [[], []])
+    for a, b in ((nothing, nothing), (none, none), (none, pairs()[1].select(torch.tensor([2, 0])))):
+        inputs = [*(cost.detach().requires_grad_() for cost in costs_of(a, b)), temperatures_of(a)]
+        value = soft(a, b, inputs[:3], temperature=inputs[3], backend=backend)
+        slopes = torch.autograd.grad(value.sum(), inputs)
+        inside = torch.arange(b.label.shape[1]) < b.sizes[:, None]
+        torch.testing.assert_close(value, (inputs[2] * inside).sum(1))
+        assert torch.equal(slopes[2], inside.double())
+        assert slopes[3].eq(0).all()
+        assert torch.equal(tree_edit_distance(a, b, insert=inputs[2], backend=backend), value)
 
 
 def test_backends_that_cannot_serve_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = pairs()
-    for backend in ("cuda", "triton"):
-        with pytest.raises(RuntimeError, match="not built"):
-            tree_edit_distance(a, b, backend=backend)
+    with pytest.raises(RuntimeError, match='"cuda" needs CUDA tensors, got cpu'):
+        tree_edit_distance(a, b, backend="cuda")
     with pytest.raises(ValueError, match="backend"):
         tree_edit_distance(a, b, backend="gpu")
-    with pytest.raises(RuntimeError, match="needs CPU tensors"):
+    with pytest.raises(RuntimeError, match='"cpu" needs CPU tensors, got cuda'):
         op.choose_backend("cpu", torch.device("cuda"))
     assert op.choose_backend("auto", torch.device("cuda")) == "cpu"
     expected = tree_edit_distance(a, b)
     monkeypatch.setattr(cpu, "import_error", ImportError("not built"))
     monkeypatch.setattr(op, "_warned", False)
-    with pytest.raises(RuntimeError, match="_C"):
+    with pytest.raises(RuntimeError, match=r"_C \(not built\)"):
         tree_edit_distance(a, b, backend="cpu")
     with pytest.warns(RuntimeWarning, match="plain torch"):
         assert torch.equal(tree_edit_distance(a, b), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tree_edit_distance(a, b)
+
+
+def device_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Stands in for cuda.py or triton.py: records what it is handed, computes by the reference."""
+    module = ModuleType(f"structloss.tree_alignment.{name}")
+    module.import_error, module.calls = None, []  # type: ignore[attr-defined]
+    for function in (reference.soft_tree_alignment, reference.hard_tree_alignment):
+
+        def serve(*inputs: object, function: Callable = function, **extra: int) -> object:
+            module.calls.append(extra)
+            return function(*inputs)
+
+        setattr(module, function.__name__, serve)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def test_device_backends_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = pairs()
+    cuda, triton = device_backend("cuda", monkeypatch), device_backend("triton", monkeypatch)
+    for name in ("cuda", "triton"):
+        assert op.choose_backend(name, torch.device("cuda")) == name
+    # Triton serves CPU tensors under its interpreter and refuses them itself elsewhere.
+    for temperature in (0.5, temperatures_of(a)):
+        value = soft_tree_edit_distance(a, b, temperature=temperature, backend="triton")
+        assert torch.equal(value, soft_tree_edit_distance(a, b, temperature=temperature, backend="reference"))
+    assert triton.calls == [{}, {}]
+    monkeypatch.setattr(op, "choose_backend", lambda backend, device: backend)
+    assert torch.equal(tree_edit_distance(a, b, backend="cuda"), tree_edit_distance(a, b, backend="reference"))
+    for tree in (replace(a, table_columns=70), replace(a, table_columns=None)):
+        soft_tree_edit_distance(tree, b, backend="cuda")
+    widest = max(a.table_columns or 0, b.table_columns or 0)
+    assert cuda.calls == [{"table_columns": known} for known in (widest, 70, 0)]
+    assert 0 < widest < 70
+    monkeypatch.undo()
+
+    cuda, triton = device_backend("cuda", monkeypatch), device_backend("triton", monkeypatch)
+    cuda.import_error = triton.import_error = ImportError("missing")  # type: ignore[attr-defined]
+    for name, needed in (("cuda", "_C_cuda"), ("triton", "package triton")):
+        with pytest.raises(RuntimeError, match=rf'"{name}" needs .*{needed} \(missing\)'):
+            op.choose_backend(name, torch.device("cuda"))
+
+
+def test_import_leaves_triton_alone() -> None:
+    run = "import sys, structloss; sys.exit(any(name.split('.')[0] == 'triton' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", run], check=False).returncode == 0
 
 
 @pytest.mark.gpu
@@ -267,9 +463,22 @@ def test_wrong_values_are_refused_by_name(backend: str) -> None:
 def test_wrong_arguments_are_refused_by_name() -> None:
     a, b = pairs()
     relabel, delete, insert = (cost.detach() for cost in costs_of(a, b))
-    for temperature in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="temperature"):
-            soft_tree_edit_distance(a, b, temperature=temperature)
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="temperature must be finite and > 0"):
+            soft_tree_edit_distance(a, b, temperature=wrong)
+        for backend in ("cpu", "reference"):
+            with pytest.raises(ValueError, match=r"temperature\[2\] = .*finite and > 0"):
+                soft_tree_edit_distance(a, b, temperature=relabel.new_tensor([1, 1, wrong, wrong]), backend=backend)
+    with pytest.raises(ValueError, match=r"temperature must .*shape \(\) or \(4,\), got \(4, 1\)"):
+        soft_tree_edit_distance(a, b, temperature=torch.ones(4, 1))
+    with pytest.raises(ValueError, match="temperature is on meta"):
+        soft_tree_edit_distance(a, b, temperature=torch.ones(4, device="meta"))
+    with pytest.raises(TypeError, match="temperature must be .*int64"):
+        soft_tree_edit_distance(a, b, temperature=torch.ones(4, dtype=torch.int64))
+    with pytest.raises(TypeError, match="temperature must be a number or a tensor, got list"):
+        soft_tree_edit_distance(a, b, temperature=[1.0] * 4)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="b must be a TreeBatch, got list"):
+        tree_edit_distance(a, [b])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="same number of trees, got 4 and 3"):
         tree_edit_distance(a, b.select(torch.arange(3)))
     with pytest.raises(ValueError, match="relabel must have shape"):
@@ -284,8 +493,9 @@ def test_wrong_arguments_are_refused_by_name() -> None:
         tree_edit_distance(a, b, delete=1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="method"):
         tree_edit_distance(a, b, method="fast")
-    with pytest.raises(ValueError, match="max_cells"):
-        tree_edit_distance(a, b, max_cells=0)
+    for cells in (0, 1e6):
+        with pytest.raises(ValueError, match="max_cells must be an integer >= 1"):
+            tree_edit_distance(a, b, max_cells=cells)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="relabel is on meta"):
         tree_edit_distance(a, b, relabel=relabel.to("meta"))
     with pytest.raises(ValueError, match=r"b\.leftmost is on meta"):
