@@ -69,7 +69,7 @@ def cuda_library_dirs(nvcc: str) -> list[str]:
 
 
 class BuildExtensions(build_ext):
-    """setuptools' own build; .cu files go to nvcc first, vector sources get their flags, both are linked in as objects."""
+    """setuptools' own build; .cu files go to nvcc first and vector sources get their flags, linked in as objects."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         compiled = {

@@ -40,7 +40,8 @@ def test_every_instruction_set_gives_the_same_bits(
         try:
             soft = soft_tree_edit_distance(a, b, **costs, temperature=temperature, return_posterior=True)
         except ValueError as error:
-            assert "STRUCTLOSS_CPU" in str(error)
+            if "STRUCTLOSS_CPU" not in str(error):
+                raise
             continue
         hard = align_trees(a, b, **costs)
         results[name] = (*soft, hard.distance, hard.match_a, tree_edit_distance(a, b))
@@ -75,7 +76,7 @@ def test_threads_do_not_change_a_bit() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**-10, 1.0 / 3.0, 0.7e-3, 1e6])
 def test_hard_distances_are_exact_in_float_and_in_double(scale: float) -> None:
-    """Multiples of 2^-10 run in float32, other costs in float64; both agree with the float64 reference to its last bits."""
+    """Multiples of 2^-10 run in float32, other costs in float64; both agree with the reference to the last bits."""
     a, b = batches(2)
     relabel = (a.label[:, :, None] != b.label[:, None, :]).double() * scale
     delete = torch.full(a.label.shape, scale, dtype=torch.float64)
