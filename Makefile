@@ -15,7 +15,7 @@ RECIPE ?= training/recipes/kata.yaml
 ARGS ?=
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: distill test lint bench clean
 .DELETE_ON_ERROR:

@@ -115,7 +115,7 @@ class BuildExtensions(build_ext):
 def extensions() -> list[Pybind11Extension]:
     cpu_sources = [
         f"{CSRC}/bindings.cpp",
-        *(str(p.relative_to(ROOT)) for p in ROOT.glob(f"{CSRC}/cpu/*.cpp")),
+        *(str(p.relative_to(ROOT)) for room in ("cpu", "trees") for p in ROOT.glob(f"{CSRC}/{room}/*.cpp")),
     ]
     headers = [str(p.relative_to(ROOT)) for p in ROOT.glob(f"{CSRC}/**/*.hpp")]
     built = [

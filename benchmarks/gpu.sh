@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call: benchmarks/gpu.sh OUTDIR
 # Builds the extensions in place, runs the tests on the device and under compute-sanitizer, writes benchmark files to OUTDIR.
-# Wants nvcc, torch, and on PYTHONPATH or installed: pybind11, setuptools, pytest, hypothesis, tree-sitter, tree-sitter-python.
+# Wants nvcc, torch, and on PYTHONPATH or installed: pybind11, setuptools, pytest, hypothesis, numpy, tqdm, tree-sitter,
+# tree-sitter-python. Eight files come out.
 set -euo pipefail
 out=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUTDIR}")
 cd "$(dirname "$0")/.."
@@ -14,10 +15,18 @@ mkdir -p "$out"
 } | tee "$out/environment.txt"
 STRUCTLOSS_CUDA=1 python3 setup.py build_ext --inplace >"$out/build.log" 2>&1
 status=0
-python3 -m pytest -m gpu tests/structloss 2>&1 | tee "$out/tests.log" || status=1
+# Limits in seconds, so that every part gets its turn within ten minutes.
+part() {
+  local name=$1 limit=$2
+  shift 2
+  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" || { echo "$name failed or ran past $limit s"; status=1; }
+}
+part tests 150 python3 -m pytest -m gpu tests/structloss
+part tree_alignment_cuda 120 python3 -m benchmarks.tree_alignment --device cuda --rounds 15 --out "$out/tree_alignment_cuda.json"
 if command -v compute-sanitizer >/dev/null; then
-  compute-sanitizer --error-exitcode 1 python3 -m pytest tests/structloss/test_cuda_extension.py 2>&1 | tee "$out/sanitizer.log" || status=1
+  part sanitizer 120 compute-sanitizer --error-exitcode 1 python3 -m pytest -m gpu -k "not 500" \
+    tests/structloss/test_tree_alignment_cuda.py
 fi
-python3 -m benchmarks.lm_head --device cuda --dtype bfloat16 --tokens 8192 --width 4096 --vocab 128256 --head both \
-  --out "$out/lm_head.json" 2>&1 | tee "$out/lm_head.log" || status=1
+part lm_head 90 python3 -m benchmarks.lm_head --device cuda --dtype bfloat16 --tokens 8192 --width 4096 --vocab 128256 \
+  --head both --out "$out/lm_head.json"
 exit $status

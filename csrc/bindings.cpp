@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cpu/tree_alignment.hpp"
+#include "trees/tree_walker.hpp"
 
 namespace py = pybind11;
 
@@ -96,4 +97,6 @@ PYBIND11_MODULE(_C, module) {
         },
         py::arg("pairs"), py::arg("distance"), py::arg("match_a"), py::arg("match_b"), py::arg("used"),
         py::call_guard<py::gil_scoped_release>());
+
+    structloss::bind_tree_walker(module);
 }

@@ -4,7 +4,7 @@ The student's code is aligned with the teacher's code as syntax trees, and what 
 beside masked and weighted cross-entropy fused with the LM head.
 
     trees      parse, Tree, TreeBatch
-    alignment  tree_edit_distance, align_trees, soft_tree_edit_distance
+    alignment  tree_edit_distance, align_trees, soft_tree_edit_distance, soft_tree_divergence, mapping_nll, tree_nll
     LM head    linear_cross_entropy, linear_logprob, hidden_and_head
     the loss   StructureAwareLoss, StructureBatch, StructureCollator, encode_example, VisitCache
     metrics    metrics.syntax_match, metrics.dataflow_match, metrics.tsed, metrics.pass_at_k
@@ -25,8 +25,11 @@ from structloss.models import hidden_and_head
 from structloss.tree_alignment import (
     TreeAlignment,
     align_trees,
+    mapping_nll,
+    soft_tree_divergence,
     soft_tree_edit_distance,
     tree_edit_distance,
+    tree_nll,
 )
 from structloss.trees import Tree, TreeBatch, parse
 
@@ -47,8 +50,11 @@ __all__ = [
     "hidden_and_head",
     "linear_cross_entropy",
     "linear_logprob",
+    "mapping_nll",
     "metrics",
     "parse",
+    "soft_tree_divergence",
     "soft_tree_edit_distance",
     "tree_edit_distance",
+    "tree_nll",
 ]

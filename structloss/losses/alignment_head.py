@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
-from structloss.tree_alignment import soft_tree_edit_distance
+from structloss.tree_alignment import tree_nll
 from structloss.trees import TreeBatch
 
 
@@ -45,20 +43,15 @@ class AlignmentHead(nn.Module):
         self.num_kinds = num_kinds
         self.kinds = nn.Linear(hidden_size, num_kinds + 1)
 
-    def costs(
-        self, logits: torch.Tensor, has_state: torch.Tensor, teacher: TreeBatch
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Relabel (B, N, M), delete (B, N) and insert (B, M) from logits (B, N, kinds + 1), blank last."""
-        logprob = logits.float().log_softmax(-1)
-        kinds = teacher.kind.clamp_min(0)
-        rows, nodes = logprob.shape[:2]
-        relabel = logprob.gather(2, kinds.unsqueeze(1).expand(rows, nodes, kinds.shape[1]))
-        teacher_has_tokens = teacher.token_span[..., 0] >= 0
-        allowed = has_state.unsqueeze(2) & teacher_has_tokens.unsqueeze(1)
-        relabel = torch.where(allowed, -relabel - math.log(1.0 - self.rho), torch.inf)
-        delete = torch.where(has_state, -logprob[..., -1], 0.0)
-        insert = torch.where(teacher_has_tokens, -math.log(self.rho), 0.0)
-        return relabel, delete, insert
+    def negative_log_likelihood(
+        self, logits: torch.Tensor, has_state: torch.Tensor, student: TreeBatch, teacher: TreeBatch
+    ) -> torch.Tensor:
+        """(B,) float32 from logits (B, N, kinds + 1), blank last; nodes without a state or tokens take no part."""
+        blank = logits.new_full((self.num_kinds + 1,), -torch.inf, dtype=torch.float32)
+        blank[-1] = 0.0
+        log_probs = torch.where(has_state[..., None], logits.float().log_softmax(-1), blank)
+        kinds = torch.where(teacher.token_span[..., 0] >= 0, teacher.kind, -1)
+        return tree_nll(log_probs, student, teacher, kinds=kinds, rho=self.rho)
 
     def forward(
         self,
@@ -72,10 +65,7 @@ class AlignmentHead(nn.Module):
         has_state = student_hidden_index >= 0
         index = student_hidden_index.clamp_min(0).unsqueeze(2).expand(-1, -1, hidden.shape[2])
         logits = self.kinds(hidden.gather(1, index).to(self.kinds.weight.dtype))
-        relabel, delete, insert = self.costs(logits, has_state, teacher)
-        distance = soft_tree_edit_distance(
-            student, teacher, relabel=relabel, delete=delete, insert=insert, temperature=1.0
-        )
+        distance = self.negative_log_likelihood(logits, has_state, student, teacher)
         nodes = (teacher.token_span[..., 0] >= 0).sum(1)
         if rows is not None:
             distance, nodes = torch.where(rows, distance, 0.0), torch.where(rows, nodes, 0)

@@ -169,7 +169,9 @@ def tree_edit_distance(
             the pairs that need more than `max_cells`.
         max_cells: budget of "exact" for one pair, cells of the dynamic program; default 64 Mi.
         backend: "auto", "reference", "cpu", "cuda" or "triton". "auto" copies the costs of CUDA tensors to the CPU and
-            the result back, which synchronises with the device; the others serve the call or raise.
+            the result back, which waits for the device; the others serve the call or raise. "cuda" does not wait, so
+            wrong costs on the device make the value of their pair NaN instead of raising, unless the environment has
+            STRUCTLOSS_CUDA_CHECK=1.
 
     Returns:
         (B,) distances in the dtype of the costs (float32 for float16, bfloat16 and for the defaults). Differentiable
@@ -275,8 +277,8 @@ def soft_tree_edit_distance(
 
     Args:
         a, b, relabel, delete, insert, method, max_cells, backend: as in :func:`tree_edit_distance`.
-        temperature: > 0, in the units of the costs: a number, or a tensor () or (B,), one a pair. The values of a CUDA
-            tensor are not checked, which would wait for the device; 0 and below give no meaningful result.
+        temperature: > 0, in the units of the costs: a number, or a tensor () or (B,), one a pair, whose values are
+            checked where and when the costs are.
         return_posterior: also return the posterior P (B, N, M), zero at padding. It carries no gradient.
 
     Returns:

@@ -169,15 +169,15 @@ def soft_tree_alignment_backward(
     if need_relabel:
         d_relabel = posterior * grad[:, None, None]
     if need_delete:
-        d_delete = torch.where(_inside(posterior.shape[1], sizes_a), 1 - posterior.sum(2), 0) * grad[:, None]
+        d_delete = torch.where(inside_tree(posterior.shape[1], sizes_a), 1 - posterior.sum(2), 0) * grad[:, None]
     if need_insert:
-        d_insert = torch.where(_inside(posterior.shape[2], sizes_b), 1 - posterior.sum(1), 0) * grad[:, None]
+        d_insert = torch.where(inside_tree(posterior.shape[2], sizes_b), 1 - posterior.sum(1), 0) * grad[:, None]
     if need_temperature:
         d_temperature = -entropy.double() * grad
     return d_relabel, d_delete, d_insert, d_temperature
 
 
-def _inside(width: int, sizes: Tensor) -> Tensor:
+def inside_tree(width: int, sizes: Tensor) -> Tensor:
     """True at nodes, False at padding."""
     return torch.arange(width, device=sizes.device) < sizes[:, None]
 
@@ -283,9 +283,9 @@ def _hard_backward(ctx, grad, *_):
         matched = match_a[:, :, None] == torch.arange(match_b.shape[1], device=match_b.device)
         d_relabel = matched * grad[:, None, None]
     if ctx.needs_input_grad[1]:
-        d_delete = (_inside(match_a.shape[1], sizes_a) & (match_a < 0)) * grad[:, None]
+        d_delete = (inside_tree(match_a.shape[1], sizes_a) & (match_a < 0)) * grad[:, None]
     if ctx.needs_input_grad[2]:
-        d_insert = (_inside(match_b.shape[1], sizes_b) & (match_b < 0)) * grad[:, None]
+        d_insert = (inside_tree(match_b.shape[1], sizes_b) & (match_b < 0)) * grad[:, None]
     return d_relabel, d_delete, d_insert, *(None,) * 9
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ class TreeBatch:
     byte_span: int64 (B, N, 2), [start, end) in bytes of the source, -1 where there is no source.
     token_span: int64 (B, N, 2), [lo, hi) in token positions, (-1, -1) for nodes without tokens.
     sizes: int64 (B,), number of nodes; 0 is an empty tree. error_share: float32 (B,) in [0, 1].
-    table_columns: a Python number, so that a device's workspace can be sized without asking the device: an upper
-    bound, over the trees and both orientations, on ``sum(subtree size + 1 over the keyroots)``, the columns of all
-    keyroot tables side by side. None where it is not known.
+    table_columns: an upper bound, over the trees and both orientations, on the columns of all keyroot tables side by
+    side: the sum over keyroots of (subtree size + 1). A Python number, so that a workspace on a device can be sized
+    without waiting for the device; None where it is not known.
     """
 
     label: torch.Tensor
@@ -53,8 +54,10 @@ class TreeBatch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TreeBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TreeBatch(**{k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **changed)
 
     @classmethod
     def from_sources(
@@ -159,14 +162,13 @@ def _to_tensors(batch: dict[str, np.ndarray], sizes: np.ndarray, shares: np.ndar
 
 
 def _table_columns(parent: np.ndarray, leftmost: np.ndarray) -> int:
-    """The exact ``TreeBatch.table_columns`` of padded (B, N) arrays."""
+    """Of padded (B, N) arrays. Keyroots are all nodes but first children; in the mirrored tree, but last children."""
     node = np.arange(parent.shape[1])
-    # A parent of -1, of roots and of padding, would wrap around: both are told apart by it below.
-    parents_leftmost = np.take_along_axis(leftmost, np.maximum(parent, 0), axis=1)
-    columns = np.where(leftmost >= 0, node - leftmost + 2, 0)
-    as_given = columns * ((leftmost != parents_leftmost) | (parent < 0))
-    mirrored = columns * (parent != node + 1)
-    return int(np.maximum(as_given.sum(axis=1), mirrored.sum(axis=1)).max(initial=0))
+    columns = (node - leftmost + 2) * (leftmost >= 0)
+    first_child = (parent >= 0) & (leftmost == np.take_along_axis(leftmost, np.maximum(parent, 0), axis=1))
+    last_child = parent == node + 1
+    as_given, mirrored = ((columns * ~child).sum(axis=1) for child in (first_child, last_child))
+    return int(np.maximum(as_given, mirrored).max(initial=0))
 
 
 def _integers(argument: str, tree: int, values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:

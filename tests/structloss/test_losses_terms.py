@@ -149,8 +149,7 @@ def test_likelihood_is_never_above_one(student: TreeBatch, teacher: TreeBatch, s
     hidden = torch.randn(2, 8, 4) * scale
     index = first_token_hidden_index(student)
     logits = head.kinds(hidden.gather(1, index.clamp_min(0).unsqueeze(2).expand(-1, -1, 4)))
-    relabel, delete, insert = head.costs(logits, index >= 0, teacher)
-    distance = soft_tree_edit_distance(student, teacher, relabel=relabel, delete=delete, insert=insert)
+    distance = head.negative_log_likelihood(logits, index >= 0, student, teacher)
     assert (distance >= -1e-4).all()
     assert head(hidden, student, index, teacher) >= -1e-4
 
@@ -163,11 +162,16 @@ def test_gradient_to_the_logits_is_the_closed_form(student: TreeBatch, teacher: 
     n, m = int(student.sizes[0]), int(teacher.sizes[0])
     logits = torch.randn(1, student.label.shape[1], 4, requires_grad=True)
     has_state = first_token_hidden_index(student) >= 0
-    relabel, delete, insert = head.costs(logits, has_state, teacher)
-    distance, posterior = soft_tree_edit_distance(
-        student, teacher, relabel=relabel, delete=delete, insert=insert, return_posterior=True
-    )
+    distance = head.negative_log_likelihood(logits, has_state, student, teacher)
     distance.sum().backward()
+    log_p = logits.detach().log_softmax(-1)
+    costs = {
+        "relabel": -log_p[:, :, teacher.kind[0].clamp_min(0)] - math.log(0.9),
+        "delete": -log_p[:, :, 3],
+        "insert": torch.full(teacher.kind.shape, -math.log(0.1)),
+    }
+    by_hand, posterior = soft_tree_edit_distance(student, teacher, **costs, return_posterior=True)
+    torch.testing.assert_close(by_hand, distance.detach(), rtol=1e-5, atol=1e-5)
     kinds = torch.nn.functional.one_hot(teacher.kind[0, :m], 4).float()
     matched = posterior[0, :n, :m].float()
     target = matched @ kinds

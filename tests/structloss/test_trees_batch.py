@@ -181,6 +181,7 @@ def test_pin_memory_and_device() -> None:
     batch = TreeBatch.from_sources(SOURCES).pin_memory()
     assert batch.label.is_pinned()
     assert torch.equal(batch.to("cuda", non_blocking=True).label.cpu(), batch.label)
+    assert batch.table_columns == TreeBatch.from_sources(SOURCES).table_columns
 
 
 @st.composite
@@ -261,6 +262,51 @@ def is_post_order(parents: list[int]) -> bool:
 
     visit(n - 1)
     return visited == list(range(n))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(nested_lists(), max_size=4))
+def test_table_columns_of_any_trees(forms: list[list]) -> None:
+    parents: list[list[int]] = [[] for _ in forms]
+    for form, p in zip(forms, parents, strict=True):
+        number(form, p, [])
+    batch = TreeBatch.from_parents([[0] * len(p) for p in parents], parents)
+    assert type(batch.table_columns) is int
+    assert batch.table_columns == max((max(keyroot_columns(form)) for form in forms), default=0)
+
+
+def keyroot_columns(form: list, keyroot: tuple[bool, bool] = (True, True)) -> tuple[int, int]:
+    """Sum over keyroots of (subtree size + 1): nodes that are no first child, and nodes that are no last child."""
+    columns = [(count(form) + 1) * is_one for is_one in keyroot]
+    for k, child in enumerate(form):
+        below = keyroot_columns(child, (k > 0, k < len(form) - 1))
+        columns = [a + b for a, b in zip(columns, below, strict=True)]
+    return columns[0], columns[1]
+
+
+def count(form: list) -> int:
+    return 1 + sum(count(child) for child in form)
+
+
+def test_table_columns_by_hand_and_kept() -> None:
+    # Root with three leaves: the root's 4 + 1 and 1 + 1 for two leaves, either way. A chain has one keyroot. The last
+    # tree has 5 + 1, and beside it 1 + 1 of a second leaf or 3 + 1, 1 + 1 of the first child and its first leaf.
+    parents = [[3, 3, 3, -1], [1, 2, -1], [2, 2, 4, 4, -1]]
+    columns = [9, 4, 12]
+    for p, expected in zip(parents, columns, strict=True):
+        assert TreeBatch.from_parents([[0] * len(p)], [p]).table_columns == expected
+    batch = TreeBatch.from_parents([[0] * len(p) for p in parents], parents)
+    assert batch.table_columns == 12
+    assert batch.to("meta").table_columns == 12
+    assert batch.select(torch.tensor([1, 1])).table_columns == 12
+    assert pickle.loads(pickle.dumps(batch)).table_columns == 12
+    trees = TreeBatch.from_sources(SOURCES)
+    size = trees.sizes.tolist()
+    again = TreeBatch.from_parents([[0] * n for n in size], [trees.parent[k, :n].tolist() for k, n in enumerate(size)])
+    assert trees.table_columns == again.table_columns
+    assert TreeBatch.from_sources(["", "# x"]).table_columns == 0
+    fields = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    assert TreeBatch(**fields).to("cpu").table_columns is None
 
 
 def test_from_parents_keeps_kinds() -> None:

@@ -1,0 +1,233 @@
+"""The parser's tree to post-order arrays, by the rules of ``kinds.py``.
+
+The walk exists twice, with the same result: compiled (csrc/trees), and in Python for an installation without the
+compiled extension. The parser's nodes can only be had as Python objects, one at a time; the compiled walk reads the
+same objects without the interpreter in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import tree_sitter
+import tree_sitter_python
+
+from .kinds import ERROR, UNKNOWN, LanguageRules, language_rules
+
+try:
+    from structloss._C import TreeWalker
+except ImportError:  # the extension is optional at run time
+    TreeWalker = None
+
+# What to do with a grammar node. The compiled walk knows the numbers.
+_DROPPED, _DESCEND, _TRANSPARENT, _ATOM, _PLAIN, _STRING, _TEXT_IF_LEAF, _ROOT = range(-1, 7)
+
+_GRAMMARS = {"python": tree_sitter_python.language}
+_ERROR_ID = 0xFFFF
+_MOST_LABELS = 1 << 16
+
+# Label, kind, parent, leftmost (n,) and byte spans (n, 2), all int64, in post-order.
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+# Grammar id -> (kind, mode) of the children that a node keeps.
+_Plan = dict[int, tuple[int, int]]
+# An open node: kind, mode, start, end, leftmost, first of its `roots`, plan, children still to come.
+_Frame = tuple[int, int, int, int, int, int, _Plan, Iterator[tree_sitter.Node]]
+
+
+class TextLabels(dict[bytes, int]):
+    """Labels of the nodes of one kind by their source text: a cache that forgets everything when it is full."""
+
+    def __init__(self, kind_name: str, significant: Callable[[bytes], bytes] = bytes) -> None:
+        self.kind_name = kind_name
+        self.significant = significant
+
+    def __missing__(self, text: bytes) -> int:
+        if len(self) >= _MOST_LABELS:
+            self.clear()
+        label = self[text] = _label(self.kind_name, self.significant(text))
+        return label
+
+
+class InstalledGrammar(NamedTuple):
+    """The rules by the ids of the installed grammar."""
+
+    language: tree_sitter.Language
+    plan: _Plan
+    plan_below: dict[int, _Plan]  # only for parents that keep some of their tokens
+    kind_labels: tuple[int, ...]
+    text_labels: tuple[TextLabels, ...]  # by kind
+    prefix_labels: TextLabels  # of strings that keep their parts, by what stands before the quote
+    walker: Any  # the compiled walk, or None
+
+
+@cache
+def installed_grammar(language: str) -> InstalledGrammar:
+    """The grammar of `language` and the rules for it. Raises ValueError for an unknown language."""
+    rules = language_rules(language)
+    grammar = tree_sitter.Language(_GRAMMARS[language]())
+    kind_of = {name: i for i, name in enumerate(rules.kinds)}
+    named: list[tuple[int, str]] = [(_ERROR_ID, "ERROR")]
+    tokens: dict[str, list[int]] = {}
+    for i in range(grammar.node_kind_count):
+        name = str(grammar.node_kind_for_id(i))
+        if grammar.node_kind_is_visible(i):
+            if grammar.node_kind_is_named(i):
+                named.append((i, name))
+            else:
+                tokens.setdefault(name, []).append(i)
+    plan = {i: (kind_of.get(name, UNKNOWN), _mode(name, rules)) for i, name in named if name not in rules.dropped}
+    plan_below = {}
+    for i, name in named:
+        kept = {t: (kind_of[text], _PLAIN) for text in rules.operators.get(name, ()) for t in tokens.get(text, ())}
+        if kept:
+            plan_below[i] = plan | kept
+    kind_labels = tuple(_label(name, b"") for name in rules.kinds)
+    text_labels = tuple(TextLabels(name, _string_text if name == "string" else bytes) for name in rules.kinds)
+    prefix_labels = TextLabels("string", bytes.lower)
+    walker = None
+    if TreeWalker is not None:
+        ids = [*range(grammar.node_kind_count), _ERROR_ID]
+        rows = {i: row for row, i in enumerate(plan_below, start=1)}
+        walker = TreeWalker(
+            rules=[[p.get(i, (UNKNOWN, _DROPPED)) for i in ids] for p in (plan, *plan_below.values())],
+            rules_below=[rows.get(i, 0) for i in ids],
+            kind_labels=kind_labels,
+            text_labels=text_labels,
+            prefix_labels=prefix_labels,
+        )
+    return InstalledGrammar(grammar, plan, plan_below, kind_labels, text_labels, prefix_labels, walker)
+
+
+def _mode(name: str, rules: LanguageRules) -> int:
+    if name in rules.transparent:
+        return _TRANSPARENT
+    if name in rules.atoms:
+        return _ATOM
+    if name in rules.plain_leaves:
+        return _PLAIN
+    return {"string": _STRING, "format_specifier": _TEXT_IF_LEAF}.get(name, _DESCEND)
+
+
+def _label(kind_name: str, text: bytes) -> int:
+    """63 bits, so that a label fits int64 and stays clear of the negative padding."""
+    digest = blake2b(kind_name.encode() + b"\0" + text, digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _string_text(text: bytes) -> bytes:
+    """Prefix and content of a string literal without its quotes.
+
+    ``'a'``, ``"a"`` and ``u"a"`` are the same literal, ``b"a"`` is another.
+    """
+    prefix = _string_prefix(text)
+    body = text[len(prefix) :]
+    quote = body[:3] if body[:3] in (b"'''", b'"""') else body[:1]
+    content = body[len(quote) :]
+    if quote and content.endswith(quote):
+        content = content[: -len(quote)]
+    return prefix.lower().replace(b"u", b"") + b"\0" + content
+
+
+def _string_prefix(text: bytes) -> bytes:
+    start = 0
+    while start < len(text) and text[start] not in b"'\"":
+        start += 1
+    return text[:start]
+
+
+def walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar) -> Columns:
+    """The nodes below `root`, the root of a whole `source`, as far as the rules keep them."""
+    return (python_walk if grammar.walker is None else compiled_walk)(root, source, grammar)
+
+
+def compiled_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar) -> Columns:
+    """:func:`walk` by the compiled extension."""
+    table = np.frombuffer(grammar.walker.walk(root, source), np.int64).reshape(6, -1)
+    return table[0], table[1], table[2], table[3], table[4:].reshape(-1, 2)
+
+
+def python_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar) -> Columns:
+    """:func:`walk` in Python.
+
+    A loop, because code may be nested deeper than Python's stack. `frames` holds the open nodes around the
+    current one, `roots` the finished subtrees that still wait for their parent.
+    """
+    _, plain_plan, plan_below, kind_labels, text_labels, prefix_labels, _ = grammar
+    rows: list[int] = []
+    parents: list[int] = []
+    roots: list[int] = []
+    frames: list[_Frame] = []
+
+    # The open node; the root of a hopeless source is an ERROR node.
+    kind, mode, start, end, left, base = (
+        plain_plan[root.kind_id][0],
+        _ROOT,
+        root.start_byte,
+        root.end_byte,
+        0,
+        0,
+    )
+    plan = plan_below.get(root.kind_id, plain_plan)
+    children = iter(root.children)
+    while True:
+        for node in children:
+            node_id = node.kind_id
+            if node_id not in plan:
+                continue
+            node_start, node_end = node.start_byte, node.end_byte
+            # Zero width: a token that the parser invented, or an empty block behind an error.
+            if node_start == node_end:
+                continue
+            node_kind, node_mode = plan[node_id]
+            if node_mode == _PLAIN:
+                label = kind_labels[node_kind]
+            elif node_mode == _ATOM or (node_mode == _STRING and not _interpolates(source, node_start)):
+                label = text_labels[node_kind][source[node_start:node_end]]
+            else:
+                frames.append((kind, mode, start, end, left, base, plan, children))
+                kind, mode, start, end = node_kind, node_mode, node_start, node_end
+                left, base = len(parents), len(roots)
+                plan = plan_below.get(node_id, plain_plan)
+                children = iter(node.children)
+                break
+            here = len(parents)
+            rows += (label, node_kind, here, node_start, node_end)
+            parents.append(-1)
+            roots.append(here)
+        else:
+            kept = len(roots) - base
+            if mode == _TRANSPARENT:
+                numbered = kept > 1
+            else:
+                numbered = kept > 0 or mode != _ROOT or kind == ERROR
+            if numbered:
+                here = len(parents)
+                for child in roots[base:]:
+                    parents[child] = here
+                roots[base:] = (here,)
+                label = kind_labels[kind]
+                if mode == _STRING:
+                    label = prefix_labels[_string_prefix(source[start:end])]
+                elif mode == _TEXT_IF_LEAF and not kept:
+                    label = text_labels[kind][source[start:end]]
+                rows += (label, kind, left, start, end)
+                parents.append(-1)
+            if not frames:
+                break
+            kind, mode, start, end, left, base, plan, children = frames.pop()
+    table = np.fromiter(rows, np.int64, len(rows)).reshape(-1, 5)
+    label_kind_leftmost = np.ascontiguousarray(table[:, :3].T)
+    parent = np.fromiter(parents, np.int64, len(parents))
+    return (*label_kind_leftmost[:2], parent, label_kind_leftmost[2], np.ascontiguousarray(table[:, 3:]))
+
+
+def _interpolates(source: bytes, start: int) -> bool:
+    """Whether the string literal at `start` is an f-string or a t-string."""
+    if source[start] in b"'\"":
+        return False
+    prefix = _string_prefix(source[start : start + 3]).lower()
+    return b"f" in prefix or b"t" in prefix

@@ -1,0 +1,178 @@
+"""The two walks over the parser's tree, compiled and in Python, against the rules read slowly and recursively."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from hashlib import blake2b
+
+import numpy as np
+import pytest
+import tree_sitter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from structloss.trees import kind_names, parse
+from structloss.trees import walk as walk_module
+from structloss.trees.kinds import language_rules
+from structloss.trees.walk import Columns, TextLabels, compiled_walk, installed_grammar, python_walk
+from tests.structloss.test_trees import FRAGMENTS, stdlib_functions
+
+GRAMMAR = installed_grammar("python")
+RULES = language_rules("python")
+
+needs_compiled = pytest.mark.skipif(GRAMMAR.walker is None, reason="the compiled extension was not built")
+both_walks = pytest.mark.parametrize("walk", [python_walk, pytest.param(compiled_walk, marks=needs_compiled)])
+
+# A kept node: kind, text that its label hashes, start, end, children.
+Form = tuple[str, bytes, int, int, list["Form"]]
+
+
+def root_of(source: bytes) -> tree_sitter.Node:
+    return tree_sitter.Parser(GRAMMAR.language).parse(source).root_node
+
+
+def kept_nodes(node: tree_sitter.Node, parent: str, source: bytes) -> list[Form]:
+    """What stays of `node`: nothing, one tree, or the only child of a transparent node."""
+    name, start, end = str(node.type), node.start_byte, node.end_byte
+    text = source[start:end]
+    if start == end:
+        return []
+    if not node.is_named:
+        return [(name, b"", start, end, [])] if name in RULES.operators.get(parent, ()) else []
+    if name in RULES.dropped:
+        return []
+    kind = name if name in RULES.kinds else "unknown"
+    if name in RULES.plain_leaves:
+        return [(kind, b"", start, end, [])]
+    if name in RULES.atoms:
+        return [(kind, text, start, end, [])]
+    prefix, quote, content = re.fullmatch(rb"([^'\"]*)('''|\"\"\"|'|\"|)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    if name == "string" and not re.match(rb"[^'\"]{0,2}[fFtT]", source[start : start + 3]):
+        # The prefix u says nothing; a literal that breaks off has no second quote.
+        content = content.removesuffix(quote)
+        return [(kind, re.sub(b"[uU]", b"", prefix).lower() + b"\0" + content, start, end, [])]
+    children = [form for child in node.children for form in kept_nodes(child, name, source)]
+    if name in RULES.transparent and len(children) < 2:
+        return children
+    label = prefix.lower() if name == "string" else text if name == "format_specifier" and not children else b""
+    return [(kind, label, start, end, children)]
+
+
+def slow_columns(source: bytes) -> list[tuple[int, int, int, int, int, int]]:
+    """Rows of label, kind, parent, leftmost, start, end in post-order."""
+    root = root_of(source)
+    name = str(root.type)
+    children = [form for child in root.children for form in kept_nodes(child, name, source)]
+    rows: list[list[int]] = []
+
+    def number(form: Form) -> int:
+        kind, text, start, end, below = form
+        first = len(rows)
+        indices = [number(child) for child in below]
+        for index in indices:
+            rows[index][2] = len(rows)
+        digest = blake2b(kind.encode() + b"\0" + text, digest_size=8).digest()
+        label = int.from_bytes(digest, "little") // 2
+        rows.append([label, kind_names().index(kind), -1, first, start, end])
+        return len(rows) - 1
+
+    if children or name == "ERROR":
+        number((name, b"", root.start_byte, root.end_byte, children))
+    return [tuple(row) for row in rows]  # type: ignore[misc]
+
+
+def rows_of(columns: Columns) -> list[tuple[int, ...]]:
+    label, kind, parent, leftmost, span = columns
+    assert span.shape == (len(label), 2)
+    assert all(column.dtype == np.int64 and column.flags.c_contiguous for column in columns)
+    return list(zip(*(c.tolist() for c in (label, kind, parent, leftmost, span[:, 0], span[:, 1])), strict=True))
+
+
+@both_walks
+def test_walk_of_real_code_whole_and_broken(walk: Callable) -> None:
+    generator = random.Random(0)
+    for k, source in enumerate(stdlib_functions()[::2]):
+        raw = source.encode()
+        torn = bytearray(raw)
+        for _ in range(4):
+            torn[generator.randrange(len(torn))] = generator.choice(b"()[]{}'\"`\0\n\t #:=fr\\\xff\xc3")
+        cut = raw[: len(raw) * (k % 9 + 1) // 10]
+        for variant in (raw, cut, raw[len(raw) // 2 :] + raw[: len(raw) // 3], bytes(torn)):
+            assert rows_of(walk(root_of(variant), variant, GRAMMAR)) == slow_columns(variant), variant
+
+
+@both_walks
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"# x", id="only a comment"),
+        pytest.param(b";#", id="an error without a node below"),
+        pytest.param(b"``True", id="a string in back quotes before a letter that could be its prefix"),
+        pytest.param(b"x = f", id="a name that could be a prefix"),
+        pytest.param(b'RbF\'a\' + rB"""b', id="prefixes in capitals, a string that breaks off"),
+    ],
+)
+def test_walk_of_odd_sources(walk: Callable, source: bytes) -> None:
+    assert rows_of(walk(root_of(source), source, GRAMMAR)) == slow_columns(source)
+
+
+STRINGS = ["f'", 'F"{', "rb'", "u'a'", "t'", "`a`", "``", "!r", ":>{w}", "=}", "print ", "async ", "yield from "]
+
+
+@both_walks
+@settings(max_examples=150, deadline=None)
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        st.lists(st.sampled_from(FRAGMENTS + STRINGS), max_size=30).map(
+            lambda parts: "".join(parts).encode("utf-8", "surrogatepass")
+        ),
+    )
+)
+def test_walk_of_any_text(walk: Callable, source: bytes) -> None:
+    assert rows_of(walk(root_of(source), source, GRAMMAR)) == slow_columns(source)
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    "source", [b"[" * 5000 + b"x" + b"]" * 5000, b"-" * 5000 + b"x", b"(" * 5000 + b"x", b"f(" * 5000]
+)
+def test_walks_agree_on_deep_nesting(source: bytes) -> None:
+    root = root_of(source)
+    for one, other in zip(compiled_walk(root, source, GRAMMAR), python_walk(root, source, GRAMMAR), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_python_walk_is_used_without_the_extension() -> None:
+    source = b"def f(x):\n    return f'{x}' + 'a'\n"
+    assert rows_of(walk_module.walk(root_of(source), source, GRAMMAR._replace(walker=None))) == slow_columns(source)
+
+
+@needs_compiled
+def test_compiled_walk_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="source: the tree was parsed from another one"):
+        compiled_walk(root_of(b"x = some_name"), b"x", GRAMMAR)
+    with pytest.raises(TypeError):
+        GRAMMAR.walker.walk(root_of(b"x"), "x")
+    with pytest.raises(AttributeError):
+        GRAMMAR.walker.walk(None, b"x")
+
+
+def test_labels_survive_a_full_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "a, b, c, d, a, b = 'a', 'b', 'c'"
+    expected = parse(source).label.tolist()
+    monkeypatch.setattr(walk_module, "_MOST_LABELS", 2)
+    for labels in GRAMMAR.text_labels:
+        labels.clear()
+    assert parse(source).label.tolist() == expected
+    assert max(map(len, GRAMMAR.text_labels)) == 2
+
+
+def test_a_label_is_hashed_once() -> None:
+    seen: list[bytes] = []
+    labels = TextLabels("identifier", lambda text: seen.append(text) or text)  # type: ignore[func-returns-value]
+    assert labels[b"a"] == labels[b"a"] == parse("a").label[0]
+    assert seen == [b"a"]
