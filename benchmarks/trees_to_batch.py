@@ -28,11 +28,8 @@ def functions(size: int) -> Iterator[str]:
     """Functions of `size` nodes within 10 percent, at most one a file, so that they are of many hands."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
         if {"test", "tests", "site-packages"}.isdisjoint(path.parts):
-            found = next(
-                (source for source in _functions_of(path) if abs(parse(source).size - size) <= size // 10), None
-            )
-            if found is not None:
-                yield found
+            found = (source for source in _functions_of(path) if abs(parse(source).size - size) <= size // 10)
+            yield from islice(found, 1)
 
 
 def _functions_of(path: Path) -> Iterator[str]:

@@ -156,20 +156,21 @@ class TreeWalker {
             // Zero width: a token that the parser invented, or an empty block behind an error.
             if (span.first == span.second) return false;
             const std::string_view text = text_of(span);
-            if (rule.mode == Mode::plain)
+            if (rule.mode == Mode::plain) {
                 add_leaf(rule.kind, walker_.kind_labels_[rule.kind], span);
-            else if (rule.mode == Mode::atom ||
-                     (rule.mode == Mode::string && !interpolates(source_.substr(span.first))))
+            } else if (rule.mode == Mode::atom ||
+                       (rule.mode == Mode::string && !interpolates(source_.substr(span.first)))) {
                 add_leaf(rule.kind, label_of(walker_.text_labels_[rule.kind], text), span);
-            else
-                return open(id, rule, span);
+            } else {
+                open(id, rule, span);
+                return true;
+            }
             return false;
         }
 
-        bool open(size_t id, Rule rule, std::pair<int64_t, int64_t> span) {
+        void open(size_t id, Rule rule, std::pair<int64_t, int64_t> span) {
             const auto* rules = &walker_.rules_[walker_.rules_below_[id]];
             open_.push_back({rule, span.first, span.second, columns_.size(), roots_.size(), rules});
-            return true;
         }
 
         void close() {
