@@ -102,7 +102,7 @@ class BuildExtensions(build_ext):
         output = Path(self.build_temp) / Path(source).with_suffix(".o")
         output.parent.mkdir(parents=True, exist_ok=True)
         archs = gencode_flags(os.environ.get("STRUCTLOSS_CUDA_ARCHS", DEFAULT_ARCHS))
-        command = [nvcc, "-O3", "-std=c++17", "-Xcompiler=-fPIC", "-Xptxas=-v", f"-I{CSRC}", *archs]
+        command = [nvcc, "-O3", "-std=c++17", "--threads=0", "-Xcompiler=-fPIC", "-Xptxas=-v", f"-I{CSRC}", *archs]
         command += ["-c", source, "-o", str(output)]
         print(" ".join(command), flush=True)
         try:
