@@ -117,7 +117,7 @@ def extensions() -> list[Pybind11Extension]:
         f"{CSRC}/bindings.cpp",
         *(str(p.relative_to(ROOT)) for room in ("cpu", "trees") for p in ROOT.glob(f"{CSRC}/{room}/*.cpp")),
     ]
-    headers = [str(p.relative_to(ROOT)) for p in ROOT.glob(f"{CSRC}/**/*.hpp")]
+    headers = [str(p.relative_to(ROOT)) for ext in ("hpp", "cuh") for p in ROOT.glob(f"{CSRC}/**/*.{ext}")]
     built = [
         Pybind11Extension(
             "structloss._C",

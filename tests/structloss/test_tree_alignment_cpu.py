@@ -120,3 +120,40 @@ def test_trees_whose_columns_are_not_stored_agree_with_those_that_are() -> None:
     torch.testing.assert_close(posterior, posterior.transpose(1, 2), rtol=1e-4, atol=1e-6)
     value_only = soft_tree_edit_distance(a, a, temperature=0.5)
     torch.testing.assert_close(value_only, value, rtol=1e-6, atol=1e-4)
+
+
+def chain(size: int) -> list[int]:
+    return [*range(1, size), -1]
+
+
+def where_mass_lies(case: str, rng: random.Random) -> tuple[list[int], list[int], torch.Tensor]:
+    """Two trees and relabel costs that gain nothing over the first nodes and much over the rest, or in a corner."""
+    if case == "far from the diagonal":
+        relabel = torch.full((1, 110, 110), 2.0, dtype=torch.float64)
+        relabel[0].diagonal()[50:] = 0.0
+        return chain(110), chain(110), relabel
+    if case == "in a corner":
+        relabel = torch.full((1, 50, 53), 2.0, dtype=torch.float64)
+        relabel[0, :20, 5:] = 0.5 * torch.rand(20, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return chain(50), chain(53), relabel
+    relabel = torch.full((1, 28, 45), 2.0, dtype=torch.float64)
+    index = torch.arange(8, 28)
+    relabel[0, index, index] = 0.0
+    return random_parents(28, rng), chain(45), relabel
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.05, 0.02, 2 / 140])
+@pytest.mark.parametrize("case", ["far from the diagonal", "in a corner", *(f"empty forests {k}" for k in (1, 47, 87))])
+def test_what_shrinks_to_nothing_is_noticed(case: str, temperature: float) -> None:
+    """Early forests underflow; without the certificate the result looks sound and is not."""
+    first, second, relabel = where_mass_lies(case, random.Random(int(case.split()[-1]) if "empty" in case else 0))
+    a, b = (TreeBatch.from_parents([[0] * len(tree)], [tree]) for tree in (first, second))
+    for x, y, costs in ((a, b, relabel), (b, a, relabel.transpose(1, 2))):
+        value, posterior = soft_tree_edit_distance(
+            x, y, relabel=costs, temperature=temperature, return_posterior=True, backend="cpu"
+        )
+        expected, matched = soft_tree_edit_distance(
+            x, y, relabel=costs, temperature=temperature, return_posterior=True, backend="reference"
+        )
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(posterior, matched, rtol=0, atol=1e-9)
