@@ -230,9 +230,14 @@ constexpr size_t kKeepAllBytes = size_t{64} << 20;
 template <class Cost>
 class SoftWorker {
   public:
-    SoftWorker(const TreePairs<Cost>& pairs, const double* temperature, Cost* value, Cost* posterior,
-               Cost* entropy)
-        : pairs_(pairs), temperature_(temperature), value_(value), posterior_(posterior), entropy_(entropy) {}
+    SoftWorker(const StripKernels& kernels, const TreePairs<Cost>& pairs, const double* temperature,
+               Cost* value, Cost* posterior, Cost* entropy)
+        : pairs_(pairs),
+          temperature_(temperature),
+          value_(value),
+          posterior_(posterior),
+          entropy_(entropy),
+          kernels_(kernels) {}
     SoftWorker(const SoftWorker&) = delete;  // members refer to each other
     SoftWorker& operator=(const SoftWorker&) = delete;
 
@@ -278,7 +283,7 @@ class SoftWorker {
     Cost* posterior_;
     Cost* entropy_;
 
-    const StripKernels& kernels_ = strip_kernels();
+    const StripKernels& kernels_;
     PairProgram program_;
     PairCosts<Cost> costs_{pairs_, program_};
     Buffer<double> log_weight_;  // w(i, j)
@@ -377,8 +382,9 @@ class SoftWorker {
 template <class Cost>
 class HardWorker {
   public:
-    HardWorker(const TreePairs<Cost>& pairs, Cost* distance, int64_t* match_a, int64_t* match_b)
-        : pairs_(pairs), distance_(distance), match_a_(match_a), match_b_(match_b) {}
+    HardWorker(const StripKernels& kernels, const TreePairs<Cost>& pairs, Cost* distance, int64_t* match_a,
+               int64_t* match_b)
+        : pairs_(pairs), distance_(distance), match_a_(match_a), match_b_(match_b), kernels_(kernels) {}
     HardWorker(const HardWorker&) = delete;  // members refer to each other
     HardWorker& operator=(const HardWorker&) = delete;
 
@@ -403,7 +409,7 @@ class HardWorker {
     Cost* distance_;
     int64_t* match_a_;
     int64_t* match_b_;
-    const StripKernels& kernels_ = strip_kernels();
+    const StripKernels& kernels_;
     PairProgram program_;
     PairCosts<Cost> costs_{pairs_, program_};
     StripForward<MaxOps<float>> narrow_{program_, kernels_};
@@ -472,17 +478,20 @@ void soft_tree_alignment(const TreePairs<Cost>& pairs, const double* temperature
         throw std::invalid_argument("temperature[" + std::to_string(p) +
                                     "] = " + std::to_string(temperature[p]) + "; it must be finite and > 0");
     }
+    const StripKernels& kernels = strip_kernels();  // may throw, so not in a thread
     const std::vector<PairPlan> plan = plan_pairs(pairs, used);
     std::fill_n(entropy, pairs.batch, Cost{0});
     for_each_pair(plan, pairs.threads,
-                  [&] { return SoftWorker<Cost>(pairs, temperature, value, posterior, entropy); });
+                  [&] { return SoftWorker<Cost>(kernels, pairs, temperature, value, posterior, entropy); });
 }
 
 template <class Cost>
 void hard_tree_alignment(const TreePairs<Cost>& pairs, Cost* distance, int64_t* match_a, int64_t* match_b,
                          int64_t* used) {
+    const StripKernels& kernels = strip_kernels();  // may throw, so not in a thread
     const std::vector<PairPlan> plan = plan_pairs(pairs, used);
-    for_each_pair(plan, pairs.threads, [&] { return HardWorker<Cost>(pairs, distance, match_a, match_b); });
+    for_each_pair(plan, pairs.threads,
+                  [&] { return HardWorker<Cost>(kernels, pairs, distance, match_a, match_b); });
 }
 
 template void soft_tree_alignment<float>(const TreePairs<float>&, const double*, float*, float*, float*,
