@@ -79,11 +79,9 @@ class BuildExtensions(build_ext):
             if source.endswith(suffix)
         }
         objects = [compile_one(source, ext) for source, compile_one in compiled.items()]
-        everything = ext.sources
-        ext.sources = [source for source in everything if source not in compiled]
+        ext.sources = [source for source in ext.sources if source not in compiled]
         ext.extra_objects = [*ext.extra_objects, *objects]
         super().build_extension(ext)
-        ext.sources = everything
 
     def compile_vectors(self, source: str, ext: Pybind11Extension) -> str:
         x86 = platform.machine().lower() in ("x86_64", "amd64")

@@ -79,9 +79,12 @@ class StripForward {
         return slot == 0 ? nullptr : anchors_.get() + anchor_offset(slot);
     }
 
+    // Whether (n, columns) arrays are laid out once and kept.
+    bool columns_stored() const { return program_.first.size * size_t{1} * columns.count <= kStoredColumns; }
+
     // t(i, .) in columns.
     const Scalar* expanded_subtree(int32_t i) {
-        if (columns_stored_) return expanded_.get() + i * static_cast<size_t>(columns.count);
+        if (columns_stored()) return expanded_.get() + i * static_cast<size_t>(columns.count);
         columns.expand(subtree(i), expanded_.get());
         return expanded_.get();
     }
@@ -92,8 +95,7 @@ class StripForward {
         const size_t count = columns.count;
         subtree_.reserve(n * stride());
         anchors_.reserve((program_.rows.slots - RowProgram::kFirstKept) * count);
-        columns_stored_ = n * count <= kStoredColumns;
-        expanded_.reserve(columns_stored_ ? n * count : count);
+        expanded_.reserve(columns_stored() ? n * count : count);
         std::fill_n(ones_.reserve(count), count, Ops::kOne);
         for (Buffer<Scalar>& row : rows_) row.reserve(count);
         for (int32_t i = 1; i < program_.first.size; ++i) {
@@ -132,7 +134,6 @@ class StripForward {
     Buffer<Scalar> subtree_;   // (n, m + 1)
     Buffer<Scalar> anchors_;   // kept rows, as gather_anchor leaves them
     Buffer<Scalar> expanded_;  // (n, columns) or, when not stored, one row
-    bool columns_stored_ = false;
     Buffer<Scalar> ones_;
     Buffer<Scalar> rows_[2];
     const Scalar* last_row_ = nullptr;
@@ -149,7 +150,7 @@ class StripForward {
         Scalar* t = subtree_.get() + i * stride();
         for (size_t j = 0; j < m; ++j) t[j] = Ops::times(x[j], inside[columns.interior[j]]);
         t[m] = 0;
-        if (columns_stored_) columns.expand(t, expanded_.get() + i * static_cast<size_t>(columns.count));
+        if (columns_stored()) columns.expand(t, expanded_.get() + i * static_cast<size_t>(columns.count));
     }
 };
 
@@ -170,8 +171,8 @@ class StripReverse {
         anchors_.reserve(program_.rows.adjoint_slots * count());
         current_.reserve(count());
         sums_.reserve(count());
-        columns_stored_ = n * count() <= kStoredColumns;
-        const size_t stored = columns_stored_ ? n * count() : count();
+        const bool all_stored = forward_.columns_stored();
+        const size_t stored = all_stored ? n * count() : count();
         std::fill_n(columns_.reserve(stored), stored, 0.0);
         const size_t last = program_.first.tables.size() - 1;
         for (size_t table = last + 1; table-- > 0;) {
@@ -180,7 +181,7 @@ class StripReverse {
             if (table == last) current_.get()[forward_.columns.last] = 1.0 / partition;
             if (!run_table(table)) return false;
         }
-        for (int32_t i = 1; columns_stored_ && i < program_.first.size; ++i) {
+        for (int32_t i = 1; all_stored && i < program_.first.size; ++i) {
             if (program_.first.lone_leaf(i)) add_up_columns(i);
         }
         return true;
@@ -192,14 +193,13 @@ class StripReverse {
     const StripKernels& kernels_;
     Buffer<double> subtree_;  // (n, m + 1)
     Buffer<double> columns_;  // the same in columns: (n, columns) or, when not stored, one row
-    bool columns_stored_ = false;
     Buffer<double> anchors_;  // adjoints of anchor rows, as gather_anchor leaves them
     Buffer<double> current_;  // adjoint of the row in hand
     Buffer<double> sums_;
 
     size_t stride() const { return program_.second.size + size_t{1}; }
     size_t count() const { return forward_.columns.count; }
-    double* columns(int32_t i) { return columns_.get() + (columns_stored_ ? i * count() : 0); }
+    double* columns(int32_t i) { return columns_.get() + (forward_.columns_stored() ? i * count() : 0); }
     void add_up_columns(int32_t i) { forward_.columns.add_up(columns(i), subtree_.get() + i * stride()); }
 
     bool run_table(size_t table) {
@@ -213,8 +213,8 @@ class StripReverse {
                                  forward_.expanded_subtree(row.node), forward_.anchor_row(row.anchor_slot),
                                  current_.get(), sums_.get(), columns(row.node), adjoint_anchor);
             if (!SumOps::in_range(peak)) return false;
-            if (row.spine || !columns_stored_) add_up_columns(row.node);
-            if (!columns_stored_) std::fill_n(columns_.get(), count(), 0.0);
+            if (row.spine || !forward_.columns_stored()) add_up_columns(row.node);
+            if (!forward_.columns_stored()) std::fill_n(columns_.get(), count(), 0.0);
             if (row.leaf && !row.spine) forward_.columns.scatter_anchor(adjoint_anchor, current_.get());
             if (row.spine && !pass_inside(row.node)) return false;
         }

@@ -182,16 +182,13 @@ struct CostLoops {
         double largest[kBlock];
         int64_t valid[kBlock];
         for (int lane = 0; lane < kBlock; ++lane) largest[lane] = *top, valid[lane] = -1;
-        for (size_t j = 0; j < count; j += kBlock) {
-            const int lanes = count - j < kBlock ? static_cast<int>(count - j) : kBlock;
-            if (lanes == kBlock) {
-                for (int lane = 0; lane < kBlock; ++lane)
-                    weight(first, second, relabel, scale, j + lane, out, largest[lane], valid[lane]);
-            } else {
-                for (int lane = 0; lane < lanes; ++lane)
-                    weight(first, second, relabel, scale, j + lane, out, largest[lane], valid[lane]);
-            }
+        size_t j = 0;
+        for (; j + kBlock <= count; j += kBlock) {
+            for (int lane = 0; lane < kBlock; ++lane)
+                weight(first, second, relabel, scale, j + lane, out, largest[lane], valid[lane]);
         }
+        for (int lane = 0; j < count; ++j, ++lane)
+            weight(first, second, relabel, scale, j, out, largest[lane], valid[lane]);
         bool all_valid = true;
         for (int lane = 0; lane < kBlock; ++lane) {
             *top = largest[lane] > *top ? largest[lane] : *top;

@@ -1,8 +1,6 @@
-// Nodes of the second tree have the numbers of the caller's arrays here, so that costs are read and
-// posteriors written without a permutation.
-//
 // The columns of a ColumnProgram laid out in strips (strip_kernels.hpp), and the index work around the vector
-// loops: what a row reads from nodes and from other columns.
+// loops: what a row reads from nodes and from other columns. Nodes of the second tree have the numbers of the
+// caller's arrays here, so that costs are read and posteriors written without a permutation.
 #pragma once
 
 #include <algorithm>

@@ -473,11 +473,6 @@ class HardWorker {
 template <class Cost>
 void soft_tree_alignment(const TreePairs<Cost>& pairs, const double* temperature, Cost* value,
                          Cost* posterior, Cost* entropy, int64_t* used) {
-    for (int64_t p = 0; p < pairs.batch; ++p) {
-        if (temperature[p] > 0.0 && std::isfinite(temperature[p])) continue;
-        throw std::invalid_argument("temperature[" + std::to_string(p) +
-                                    "] = " + std::to_string(temperature[p]) + "; it must be finite and > 0");
-    }
     const StripKernels& kernels = strip_kernels();  // may throw, so not in a thread
     const std::vector<PairPlan> plan = plan_pairs(pairs, used);
     std::fill_n(entropy, pairs.batch, Cost{0});

@@ -26,9 +26,9 @@ struct TreePairs {
     int64_t threads;
 };
 
-// temperature, value, entropy (batch,); posterior (batch, width_a, width_b), zero-filled by the caller, or
-// null; used (batch,) gets the method of each pair. The derivative of the value with respect to the
-// temperature is -entropy, filled only with a posterior. Throws std::invalid_argument that names the
+// temperature (finite and > 0), value, entropy (batch,); posterior (batch, width_a, width_b), zero-filled by
+// the caller, or null; used (batch,) gets the method of each pair. The derivative of the value with respect
+// to the temperature is -entropy, filled only with a posterior. Throws std::invalid_argument that names the
 // argument.
 template <class Cost>
 void soft_tree_alignment(const TreePairs<Cost>& pairs, const double* temperature, Cost* value,

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from structloss.tree_alignment.reference import check_costs
+
 try:
     import structloss._C_cuda as _C
 except ImportError as error:  # the extension is optional at run time
@@ -173,11 +175,11 @@ class _Batch:
             got = "" if temperature is None else f" = {temperature[p].item()}"
             raise ValueError(f"temperature[{p}]{got}; temperature must be finite and > 0")
         if code == _C.BAD_DELETE:
-            _name_cost("delete", self.delete[p, :n], p, " and finite")
+            check_costs("delete", self.delete[p, :n], False, p)
         if code == _C.BAD_INSERT:
-            _name_cost("insert", self.insert[p, :m], p, " and finite")
+            check_costs("insert", self.insert[p, :m], False, p)
         if code == _C.BAD_RELABEL:
-            _name_cost("relabel", self.relabel[p, :n, :m], p, " (infinity forbids the match)")
+            check_costs("relabel", self.relabel[p, :n, :m], True, p)
         if code == _C.COSTS_TOO_LARGE:
             raise ValueError(
                 f"costs of pair {p} are too large: (delete + insert - relabel) / temperature leaves the range that is "
@@ -196,12 +198,6 @@ class _Batch:
         pairs = self.pairs(table_columns)
         shape = _C.choose_launch(pairs, arithmetic, detail, _WORKSPACE_BYTES)
         return pairs, shape, self.new(shape.workspace_bytes, dtype=torch.uint8)
-
-
-def _name_cost(name: str, costs: Tensor, pair: int, wanted: str) -> None:
-    bad = ~((costs >= 0) if name == "relabel" else (costs >= 0) & torch.isfinite(costs))
-    where = [pair, *(int(x) for x in bad.nonzero()[0])]
-    raise ValueError(f"{name}{where} = {costs[bad][0].item()}; costs must be >= 0 and not NaN{wanted}")
 
 
 def _wants_check(check: bool | None) -> bool:

@@ -220,7 +220,8 @@ def best_mapping(
     return forward.result, matches
 
 
-def _check_costs(name: str, costs: Tensor, infinite: bool, pair: int) -> None:
+def check_costs(name: str, costs: Tensor, infinite: bool, pair: int) -> None:
+    """Raises ValueError for the first entry that is no cost. `infinite`: whether infinity is one."""
     bad = ~(costs >= 0) if infinite else ~((costs >= 0) & torch.isfinite(costs))
     if bad.any():
         where = [pair, *(int(x) for x in bad.nonzero()[0])]
@@ -271,9 +272,9 @@ def _pairs(
                 f'max_cells = {max_cells}; raise max_cells or use method="auto" or "flattened"'
             )
         d, e, c = delete[p, :n], insert[p, :m], relabel[p, :n, :m]
-        _check_costs("delete", d, False, p)
-        _check_costs("insert", e, False, p)
-        _check_costs("relabel", c, True, p)
+        check_costs("delete", d, False, p)
+        check_costs("insert", e, False, p)
+        check_costs("relabel", c, True, p)
         weight = d[:, None] + e[None, :] - c
         flatten = method == "flattened" or (method == "auto" and cells > max_cells)
         order_a = order_b = None

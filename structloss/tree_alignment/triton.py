@@ -114,9 +114,9 @@ def _refuse(
     pair: int, relabel: Tensor, delete: Tensor, insert: Tensor, n: int, m: int, temperature: Tensor | None
 ) -> None:
     """Raises the error of the reference for the costs of a pair that are no costs."""
-    reference._check_costs("delete", delete[pair, :n].detach().cpu(), False, pair)
-    reference._check_costs("insert", insert[pair, :m].detach().cpu(), False, pair)
-    reference._check_costs("relabel", relabel[pair, :n, :m].detach().cpu(), True, pair)
+    reference.check_costs("delete", delete[pair, :n].detach().cpu(), False, pair)
+    reference.check_costs("insert", insert[pair, :m].detach().cpu(), False, pair)
+    reference.check_costs("relabel", relabel[pair, :n, :m].detach().cpu(), True, pair)
     if temperature is not None:
         raise ValueError(f"temperature[{pair}] = {temperature[pair].item()}; it must be finite and > 0")
 
