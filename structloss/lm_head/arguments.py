@@ -12,8 +12,7 @@ REDUCTIONS = ("mean", "sum", "none")
 NEGATIVE = ("unlikelihood", "clamp", "raw")
 OUTPUTS = ("logprob", "lse", "entropy", "argmax")
 MODES = ("auto", "min_memory")
-BACKENDS = ("auto", "reference")
-_ABSENTBACKENDS = ("cpu", "cuda", "triton")
+BACKENDS = ("auto", "reference", "torch", "cpu", "cuda", "triton")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -26,14 +25,6 @@ def check_outputs(outputs: Sequence[str], choices: Sequence[str]) -> None:
         raise TypeError(f"outputs must be a sequence of names, got the string {outputs!r}")
     for name in outputs:
         check_choice("outputs", name, choices)
-
-
-def check_backend(backend: str) -> None:
-    if backend in _ABSENTBACKENDS:
-        raise ValueError(
-            f"backend={backend!r} of the LM head is not in this build, which has {' and '.join(map(repr, BACKENDS))}"
-        )
-    check_choice("backend", backend, (*BACKENDS, *_ABSENTBACKENDS))
 
 
 def check_tensors(

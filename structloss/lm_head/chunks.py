@@ -16,10 +16,9 @@ from structloss.lm_head.kept_rows import KeptRows
 from structloss.lm_head.row_pass import (
     RowFormula,
     RowInputs,
+    RowPass,
     RowResults,
-    RowWorkspace,
     row_dtype,
-    row_pass,
 )
 
 # Bytes of logits in a chunk. Off the CPU a frozen head needs only enough rows to be bound by arithmetic; a
@@ -118,6 +117,7 @@ def head_pass(
     argmax: bool,
     accumulate: torch.dtype,
     chunk_bytes: int | None,
+    row_pass: type[RowPass],
 ) -> tuple[RowResults, Gradients]:
     """Loss and statistics of the kept rows (n,), and the gradients of `sum(upstream * scale * loss)`.
 
@@ -138,7 +138,7 @@ def head_pass(
     gather = rows.index is not None
     x_space = x.new_empty(chunk, width) if gather else None
     dx_space = x.new_empty(chunk, width) if gather and needs.input else None
-    row_space = RowWorkspace(x, head.vocab, formula, max_rows=chunk, entropy=entropy)
+    finish_rows = row_pass(x, head.vocab, formula, max_rows=chunk, entropy=entropy)
 
     for start in range(0, count, chunk):
         part = slice(start, min(start + chunk, count))
@@ -150,7 +150,7 @@ def head_pass(
             x_chunk = torch.index_select(x, 0, index, out=x_space[:size])
         logits = logits_space[:size]
         low_rank = _logits(x_chunk, head, out=logits)
-        row_pass(logits, inputs[part], formula, row_space, _part(results, part))
+        finish_rows(logits, inputs[part], _part(results, part))
         if not needs:
             continue
         back = None

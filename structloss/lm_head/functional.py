@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from structloss.lm_head.arguments import (
+    BACKENDS,
     MODES,
     NEGATIVE,
     OUTPUTS,
     REDUCTIONS,
-    check_backend,
     check_choice,
     check_constants,
     check_numbers,
@@ -21,7 +21,7 @@ from structloss.lm_head.arguments import (
     check_tensors,
     split_denominator,
 )
-from structloss.lm_head.op import linear_cross_entropy_op
+from structloss.lm_head.op import choose_backend, linear_cross_entropy_op
 from structloss.lm_head.reference import reference_logits, reference_loss
 
 
@@ -119,7 +119,8 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
             gradient; 0 (argmax: -1) at tokens that are not kept.
         mode: "min_memory" stores no gradient and recomputes the logits in the backward.
         chunk_bytes: bytes of logits at a time; chosen by device when None.
-        backend: "auto" (chunked torch) or "reference" (plain torch, all logits, any derivative).
+        backend: "auto"; "torch" (chunked, torch operations), "cpu" (its row pass in C++) and "triton" (in Triton);
+            "reference" (plain torch, all logits, any derivative). One that cannot serve the call raises.
 
     Returns:
         float32 (float64 for float64 input): a 0-dim tensor or, for "none", one of target's shape;
@@ -136,7 +137,7 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("negative", negative, NEGATIVE)
     check_choice("mode", mode, MODES)
-    check_backend(backend)
+    check_choice("backend", backend, BACKENDS)
     check_outputs(outputs, OUTPUTS)
     device = input.device.type
     input, linear_weight = _autocast(input, device), _autocast(linear_weight, device)
@@ -200,6 +201,7 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
             num_valid,
             check_targets,
             chunk_bytes,
+            choose_backend(backend, flat_input.device, flat_input.dtype),
             _gradients_in_forward((flat_input, linear_weight, linear_bias, lora_a, lora_b), reduction, mode),
             [name in outputs for name in OUTPUTS],
         )

@@ -14,6 +14,8 @@ No output shape depends on data: per-token outputs are (N,), the input's gradien
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from structloss.lm_head.chunks import Gradients, Head, Needs, accumulator_dtype, head_pass
 from structloss.lm_head.kept_rows import effective_weight, keep_mask, keep_rows
-from structloss.lm_head.row_pass import RowFormula, row_dtype
+from structloss.lm_head.row_pass import RowFormula, RowPass, TorchRowPass, row_dtype
 
 _SECOND_ORDER = (
     "structloss.linear_cross_entropy has a first derivative only: its gradient is made in the forward pass; "
@@ -30,8 +32,44 @@ _SECOND_ORDER = (
 # Rows of a stored gradient scaled at a time, so that a bfloat16 gradient needs no float32 copy of itself.
 _SCALE_ROWS = 1024
 
+# What "auto" takes for float32 and bfloat16 where it can be imported, before torch operations. The Triton kernel joins
+# the list for CUDA tensors when it has been measured on a GPU; until then it is served on request only.
+_AUTO: dict[str, str] = {}
+_MODULES = {"cpu": "the compiled extension structloss._C", "triton": "the package triton"}
+
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Backward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The row pass that serves a call: "torch", "cpu" or "triton". Raises instead of taking another one."""
+    if backend == "auto":
+        best = _AUTO.get(device.type)
+        usable = best is not None and dtype != torch.float64 and _kernels(best).import_error is None
+        return best if best is not None and usable else "torch"
+    if backend == "torch":
+        return backend
+    if backend == "cuda":
+        raise ValueError("backend='cuda': the LM head has no CUDA C++ kernel; use 'triton', 'torch' or 'auto'")
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend='cpu' needs CPU tensors, got {device}; use backend='auto' or move them")
+    if dtype == torch.float64:
+        raise ValueError(
+            f"backend={backend!r} takes float32 and bfloat16, got float64; use 'torch', 'auto' or 'reference'"
+        )
+    error = _kernels(backend).import_error
+    if error is not None:
+        raise ValueError(f"backend={backend!r} needs {_MODULES[backend]} ({error}); install it, or use backend='auto'")
+    return backend
+
+
+def _kernels(backend: str) -> ModuleType:
+    """The module of a backend. Imported late: Triton has to stay out of `import structloss`."""
+    return import_module(f"structloss.lm_head.{backend}")
+
+
+def _row_pass(backend: str) -> type[RowPass]:
+    return TorchRowPass if backend == "torch" else _kernels(backend).RowPass
 
 
 def forward_pass(
@@ -56,6 +94,7 @@ def forward_pass(
     num_valid: int | None,
     check_targets: bool,
     chunk_bytes: int | None,
+    backend: str,
     needs: Sequence[bool],
     wants: Sequence[bool],
 ) -> Forward:
@@ -91,6 +130,7 @@ def forward_pass(
             argmax=wants[3],
             accumulate=_accumulator(input, weight, chunk_bytes),
             chunk_bytes=chunk_bytes,
+            row_pass=_row_pass(backend),
         )
         total = input.shape[0]
         if reduction == "none":
@@ -131,6 +171,7 @@ def backward_pass(
     logit_scale: float,
     num_valid: int | None,
     chunk_bytes: int | None,
+    backend: str,
     needs: Sequence[bool],
 ) -> Backward:
     """Gradients for an upstream gradient () or (N,), which is folded into the logits' gradient before the
@@ -167,6 +208,7 @@ def backward_pass(
             argmax=False,
             accumulate=_accumulator(input, weight, chunk_bytes),
             chunk_bytes=chunk_bytes,
+            row_pass=_row_pass(backend),
         )
     return _gradient_outputs(gradients, input, weight, chunk_bytes)
 
@@ -238,7 +280,7 @@ def _fake_gradients(
 @linear_cross_entropy_op.register_fake
 def _(input: Tensor, weight: Tensor, target: Tensor, *args: Any) -> Forward:
     bias, lora_a, lora_b, reduction = args[0], args[4], args[5], args[7]
-    chunk_bytes, needs, wants = args[-3], args[-2], args[-1]
+    chunk_bytes, needs, wants = args[-4], args[-2], args[-1]
     total, dtype = input.shape[0], row_dtype(input.dtype)
     loss = input.new_empty((total,) if reduction == "none" else (), dtype=dtype)
     types = (dtype, dtype, dtype, torch.int64)
@@ -249,7 +291,7 @@ def _(input: Tensor, weight: Tensor, target: Tensor, *args: Any) -> Forward:
 
 @linear_cross_entropy_backward_op.register_fake
 def _(upstream: Tensor, input: Tensor, weight: Tensor, target: Tensor, *args: Any) -> Backward:
-    return _fake_gradients(input, weight, args[0], args[4], args[5], args[-2], args[-1])
+    return _fake_gradients(input, weight, args[0], args[4], args[5], args[-3], args[-1])
 
 
 @scale_gradient_op.register_fake
@@ -338,7 +380,7 @@ def _recompute(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
         grad_loss,
         *ctx.saved_tensors,
         *settings[:10],  # lora_scale ... num_valid
-        settings[11],  # chunk_bytes
+        *settings[11:13],  # chunk_bytes, backend
         needs,
     )
     return [

@@ -1,7 +1,7 @@
 """The row pass: logits in, per-token loss and statistics out, logits overwritten with their gradient.
 
-All of it is written with the target class taken out of the softmax. With `o` the log-sum-exp over the *other*
-classes and `r` their softmax,
+Here are its inputs and results, which every backend shares, and the pass in torch operations. All of it is written
+with the target class taken out of the softmax. With `o` the log-sum-exp over the *other* classes and `r` their softmax,
 
     nll             = -log p_y        = log(1 + exp(o - z_y))         d nll / dz = (1 - p_y) * (r - onehot_y)
     unlikelihood    = -log(1 - p_y)   = log(1 + exp(z_y - o))         d unl / dz =     -p_y  * (r - onehot_y)
@@ -13,6 +13,7 @@ is sure about (p_y rounds to 1) still has a finite loss and a right gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -92,10 +93,24 @@ class RowResults:
         )
 
 
-class RowWorkspace:
-    """Scratch for one block of rows, allocated once a call."""
+class RowPass(Protocol):
+    """A backend's row pass, made once a call of the operator with the scratch that it needs."""
 
     def __init__(self, like: Tensor, vocab: int, formula: RowFormula, *, max_rows: int, entropy: bool) -> None:
+        """`like` has the dtype and device of the logits; a chunk has at most `max_rows` rows."""
+
+    def __call__(self, logits: Tensor, inputs: RowInputs, results: RowResults) -> None:
+        """Fills `results` and, where `inputs.upstream` is given, overwrites `logits` (C, V) with their gradient.
+
+        Without `upstream` the contents of `logits` are undefined afterwards.
+        """
+
+
+class TorchRowPass:
+    """The row pass in torch operations, for every device and dtype."""
+
+    def __init__(self, like: Tensor, vocab: int, formula: RowFormula, *, max_rows: int, entropy: bool) -> None:
+        self.formula = formula
         dtype = row_dtype(like.dtype)
         budget = _BLOCK_BYTES.get(like.device.type, _BLOCK_BYTES_ELSEWHERE)
         if like.device.type == "cpu":
@@ -109,28 +124,17 @@ class RowWorkspace:
         self.slope = buffer(formula.softcap is not None)
         self.softmax = buffer(entropy)
 
-
-def row_pass(
-    logits: Tensor,
-    inputs: RowInputs,
-    formula: RowFormula,
-    workspace: RowWorkspace,
-    results: RowResults,
-) -> None:
-    """Fills `results` and, where `inputs.upstream` is given, overwrites `logits` (C, V) with their gradient.
-
-    Without `upstream` the contents of `logits` are undefined afterwards.
-    """
-    for start in range(0, logits.shape[0], workspace.rows):
-        rows = slice(start, min(start + workspace.rows, logits.shape[0]))
-        _row_block(logits[rows], inputs[rows], formula, workspace, results, rows)
+    def __call__(self, logits: Tensor, inputs: RowInputs, results: RowResults) -> None:
+        for start in range(0, logits.shape[0], self.rows):
+            rows = slice(start, min(start + self.rows, logits.shape[0]))
+            _row_block(logits[rows], inputs[rows], self.formula, self, results, rows)
 
 
 def _row_block(
     block: Tensor,
     inputs: RowInputs,
     formula: RowFormula,
-    workspace: RowWorkspace,
+    workspace: TorchRowPass,
     results: RowResults,
     rows: slice,
 ) -> None:

@@ -302,7 +302,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"reduction": "avg"}, ValueError, r"reduction must be one of 'mean', 'sum', 'none'; got 'avg'"),
     ({"negative": "flip"}, ValueError, r"negative must be one of .* got 'flip'"),
     ({"mode": "fast"}, ValueError, r"mode must be one of"),
-    ({"backend": "cuda"}, ValueError, r"backend='cuda' of the LM head is not in this build"),
+    ({"backend": "cuda"}, ValueError, r"backend='cuda': the LM head has no CUDA C\+\+ kernel"),
     ({"backend": "tpu"}, ValueError, r"backend must be one of .* got 'tpu'"),
     ({"outputs": ("logits",)}, ValueError, r"outputs must be one of .* got 'logits'"),
     ({"outputs": "lse"}, TypeError, r"outputs must be a sequence of names, got the string 'lse'"),
