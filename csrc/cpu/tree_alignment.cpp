@@ -7,11 +7,10 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "mapping.hpp"
+#include "parallel.hpp"
 #include "wide_alignment.hpp"
 
 namespace structloss {
@@ -66,7 +65,7 @@ void for_each_pair(const std::vector<PairPlan>& plan, int64_t threads, MakeWorke
                      [&](int64_t x, int64_t y) { return plan[x].cells > plan[y].cells; });
     std::vector<std::exception_ptr> failures(batch);
     std::atomic<int64_t> next{0};
-    const auto work = [&] {
+    run_on_threads(std::min(threads, batch), [&] {
         auto worker = make_worker();
         for (int64_t k = next++; k < batch; k = next++) {
             try {
@@ -75,17 +74,7 @@ void for_each_pair(const std::vector<PairPlan>& plan, int64_t threads, MakeWorke
                 failures[order[k]] = std::current_exception();
             }
         }
-    };
-    std::vector<std::thread> helpers;
-    for (int64_t t = 1; t < std::min(threads, batch); ++t) {
-        try {
-            helpers.emplace_back(work);
-        } catch (const std::system_error&) {
-            break;  // no more threads to be had: those that run do the work
-        }
-    }
-    work();
-    for (std::thread& helper : helpers) helper.join();
+    });
     for (const std::exception_ptr& failure : failures) {
         if (failure) std::rethrow_exception(failure);
     }

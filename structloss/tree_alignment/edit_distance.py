@@ -83,7 +83,9 @@ def _costs(
     full = dtype in (torch.float32, torch.float64)
     compute = dtype if full else torch.float64
     if relabel is None:
-        relabel = a.label[:, :, None] != b.label[:, None, :]
+        # Written as numbers at once: half the time of a comparison and a conversion.
+        relabel = torch.empty(shapes["relabel"][1], dtype=compute, device=device)
+        torch.ne(a.label[:, :, None], b.label[:, None, :], out=relabel)
     if delete is None:
         delete = torch.ones(batch, width_a, dtype=compute, device=device)
     if insert is None:

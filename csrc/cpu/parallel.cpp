@@ -1,0 +1,45 @@
+#include "parallel.hpp"
+
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <dlfcn.h>
+#endif
+
+namespace structloss {
+namespace {
+
+// The entry point of a parallel region in GNU's OpenMP library; LLVM's and Intel's have it too.
+using ParallelRegion = void (*)(void (*work)(void*), void* context, unsigned threads, unsigned flags);
+
+ParallelRegion find_parallel_region() {
+#ifdef __linux__
+    // Only where torch is in the process already; the search goes through what torch itself is linked to.
+    if (void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD)) {
+        return reinterpret_cast<ParallelRegion>(dlsym(torch, "GOMP_parallel"));
+    }
+#endif
+    return nullptr;
+}
+
+}  // namespace
+
+void run_on_threads(int64_t threads, void (*work)(void*), void* context) {
+    static const ParallelRegion parallel_region = find_parallel_region();
+    if (threads <= 1) return work(context);
+    if (parallel_region != nullptr) return parallel_region(work, context, static_cast<unsigned>(threads), 0);
+    std::vector<std::thread> helpers;
+    for (int64_t t = 1; t < threads; ++t) {
+        try {
+            helpers.emplace_back(work, context);
+        } catch (const std::system_error&) {
+            break;  // no more threads to be had: those that run do the work
+        }
+    }
+    work(context);
+    for (std::thread& helper : helpers) helper.join();
+}
+
+}  // namespace structloss
