@@ -6,6 +6,7 @@
 
 #ifdef __linux__
 #include <dlfcn.h>
+#include <pthread.h>
 #endif
 
 namespace structloss {
@@ -14,21 +15,25 @@ namespace {
 // The entry point of a parallel region in GNU's OpenMP library; LLVM's and Intel's have it too.
 using ParallelRegion = void (*)(void (*work)(void*), void* context, unsigned threads, unsigned flags);
 
-ParallelRegion find_parallel_region() {
+ParallelRegion parallel_region = nullptr;
+
+bool find_parallel_region() {
 #ifdef __linux__
     // Only where torch is in the process already; the search goes through what torch itself is linked to.
     if (void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD)) {
-        return reinterpret_cast<ParallelRegion>(dlsym(torch, "GOMP_parallel"));
+        parallel_region = reinterpret_cast<ParallelRegion>(dlsym(torch, "GOMP_parallel"));
     }
+    // A forked child has no OpenMP threads any more, and the library would wait for them.
+    pthread_atfork(nullptr, nullptr, [] { parallel_region = nullptr; });
 #endif
-    return nullptr;
+    return true;
 }
 
 }  // namespace
 
 void run_on_threads(int64_t threads, void (*work)(void*), void* context) {
-    static const ParallelRegion parallel_region = find_parallel_region();
     if (threads <= 1) return work(context);
+    [[maybe_unused]] static const bool searched = find_parallel_region();
     if (parallel_region != nullptr) return parallel_region(work, context, static_cast<unsigned>(threads), 0);
     std::vector<std::thread> helpers;
     for (int64_t t = 1; t < threads; ++t) {

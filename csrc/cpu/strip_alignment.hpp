@@ -172,14 +172,13 @@ class StripReverse {
         current_.reserve(count());
         sums_.reserve(count());
         const bool all_stored = forward_.columns_stored();
-        const size_t stored = all_stored ? n * count() : count();
-        std::fill_n(columns_.reserve(stored), stored, 0.0);
+        columns_.reserve(all_stored ? n * count() : count());
         const size_t last = program_.first.tables.size() - 1;
         for (size_t table = last + 1; table-- > 0;) {
             if (table != last && !rows_kept) forward_.run_table(table);
             std::fill_n(current_.get(), count(), 0.0);
             if (table == last) current_.get()[forward_.columns.last] = 1.0 / partition;
-            if (!run_table(table)) return false;
+            if (!run_table(table, table == last)) return false;
         }
         for (int32_t i = 1; all_stored && i < program_.first.size; ++i) {
             if (program_.first.lone_leaf(i)) add_up_columns(i);
@@ -202,20 +201,21 @@ class StripReverse {
     double* columns(int32_t i) { return columns_.get() + (forward_.columns_stored() ? i * count() : 0); }
     void add_up_columns(int32_t i) { forward_.columns.add_up(columns(i), subtree_.get() + i * stride()); }
 
-    bool run_table(size_t table) {
+    // The table of everything is the first to be run and holds all nodes: it finds nothing to add to.
+    bool run_table(size_t table, bool everything) {
         const RowProgram& program = program_.rows;
+        const bool fresh = everything || !forward_.columns_stored();
         for (int32_t r = program.table_begin[table + 1] - 1; r >= program.table_begin[table]; --r) {
             const RowProgram::Row& row = program.rows[r];
             double* adjoint_anchor = anchors_.get() + row.adjoint_slot * count();
-            if (row.top) std::fill_n(adjoint_anchor, count(), 0.0);
-            const double peak =
-                kernels_.reverse(forward_.columns.strips, forward_.ops.damping,
-                                 forward_.expanded_subtree(row.node), forward_.anchor_row(row.anchor_slot),
-                                 current_.get(), sums_.get(), columns(row.node), adjoint_anchor);
+            const double peak = kernels_.reverse(
+                forward_.columns.strips, forward_.ops.damping, forward_.expanded_subtree(row.node),
+                forward_.anchor_row(row.anchor_slot), current_.get(), sums_.get(), columns(row.node), fresh,
+                adjoint_anchor, row.top);
             if (!SumOps::in_range(peak)) return false;
             if (row.spine || !forward_.columns_stored()) add_up_columns(row.node);
-            if (!forward_.columns_stored()) std::fill_n(columns_.get(), count(), 0.0);
-            if (row.leaf && !row.spine) forward_.columns.scatter_anchor(adjoint_anchor, current_.get());
+            if (row.leaf && !row.spine)
+                forward_.columns.scatter_anchor(kernels_, adjoint_anchor, current_.get());
             if (row.spine && !pass_inside(row.node)) return false;
         }
         return true;

@@ -70,10 +70,14 @@ struct StripKernels {
 
     // The adjoint of sum. R = running sum of `current` from the right inside each segment (left in `sums`);
     //     adjoint_subtree += R * anchor,  adjoint_anchor += R * subtree,  current *= damping.
-    // Without an anchor adjoint_subtree += R alone. Returns the largest R or `current` seen.
+    // Without an anchor adjoint_subtree += R alone. An adjoint that is `fresh` is set and not added to.
+    // Returns the largest R or `current` seen.
     double (*reverse)(const Strips<double>& strips, double damping, const double* subtree,
                       const double* anchor, double* current, double* sums, double* adjoint_subtree,
-                      double* adjoint_anchor);
+                      bool fresh_subtree, double* adjoint_anchor, bool fresh_anchor);
+
+    // out[k] += values[k], `count` a multiple of 8, both aligned.
+    void (*add)(const double* values, double* out, size_t count);
 
     // out[k] = exp(log_weight[k] - shift) for `count` elements (rounded up to a multiple of 8: buffers must
     // have room), within 2 units in the last place; exactly 0 for -infinity.

@@ -93,10 +93,13 @@ struct Kernels {
                                                                                   previous, out);
     }
 
-    template <bool kAnchor>
+    template <bool kAnchor, bool kFreshSubtree, bool kFreshAnchor>
     static Scalar reverse_row(const Strips<Scalar>& strips, Scalar damping, const Scalar* subtree,
                               const Scalar* anchor, Scalar* current, Scalar* sums, Scalar* adjoint_subtree,
                               Scalar* adjoint_anchor) {
+        const auto collect = [](Scalar* adjoint, const Vector& term, bool fresh) {
+            store(adjoint, fresh ? term : load(adjoint) + term);
+        };
         Vector running[kParts] = {};
         for (int32_t step = strips.steps - 1; step >= 0; --step) {
             for (int part = 0; part < kParts; ++part) {
@@ -123,12 +126,8 @@ struct Kernels {
                 // An infinity stays where a NaN follows it: the comparison with NaN is false.
                 peak[part] = MaxPlus::add(MaxPlus::add(sum, value), peak[part]);
                 store(current + at, value * damping);
-                if (kAnchor) {
-                    store(adjoint_anchor + at, load(adjoint_anchor + at) + sum * load(subtree + at));
-                    store(adjoint_subtree + at, load(adjoint_subtree + at) + sum * load(anchor + at));
-                } else {
-                    store(adjoint_subtree + at, load(adjoint_subtree + at) + sum);
-                }
+                if (kAnchor) collect(adjoint_anchor + at, sum * load(subtree + at), kFreshAnchor);
+                collect(adjoint_subtree + at, kAnchor ? sum * load(anchor + at) : sum, kFreshSubtree);
             }
         }
         Scalar largest = 0;
@@ -141,9 +140,17 @@ struct Kernels {
 
     static Scalar reverse(const Strips<Scalar>& strips, Scalar damping, const Scalar* subtree,
                           const Scalar* anchor, Scalar* current, Scalar* sums, Scalar* adjoint_subtree,
-                          Scalar* adjoint_anchor) {
-        return (anchor ? reverse_row<true> : reverse_row<false>)(strips, damping, subtree, anchor, current,
-                                                                 sums, adjoint_subtree, adjoint_anchor);
+                          bool fresh_subtree, Scalar* adjoint_anchor, bool fresh_anchor) {
+        const auto row =
+            !anchor ? fresh_subtree ? reverse_row<false, true, false> : reverse_row<false, false, false>
+            : fresh_anchor  ? fresh_subtree ? reverse_row<true, true, true> : reverse_row<true, false, true>
+            : fresh_subtree ? reverse_row<true, true, false>
+                            : reverse_row<true, false, false>;
+        return row(strips, damping, subtree, anchor, current, sums, adjoint_subtree, adjoint_anchor);
+    }
+
+    static void add(const Scalar* values, Scalar* out, size_t count) {
+        for (size_t k = 0; k < count; k += kWidth) store(out + k, load(out + k) + load(values + k));
     }
 
     // exp(x) = 2^k exp(r), |r| <= ln 2 / 2, by the Taylor polynomial of degree 13; 2^k in two factors, so
@@ -235,6 +242,7 @@ constexpr StripKernels make_kernels(const char* name) {
             Kernels<double, kBytes>::max,
             Kernels<float, kBytes>::max,
             Kernels<double, kBytes>::reverse,
+            Kernels<double, kBytes>::add,
             Kernels<double, kBytes>::exp,
             {CostLoops<float>::weights, CostLoops<float>::posterior},
             {CostLoops<double>::weights, CostLoops<double>::posterior},

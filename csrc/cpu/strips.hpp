@@ -67,12 +67,12 @@ class StripProgram {
     }
 
     // The adjoint of gather_anchor; spoils `anchor`.
-    void scatter_anchor(Scalar* anchor, Scalar* row) const {
+    void scatter_anchor(const StripKernels& kernels, Scalar* anchor, Scalar* row) const {
         for (const Far& far : far_) {
             row[far.anchor] += anchor[far.at];
             anchor[far.at] = 0;
         }
-        for (int32_t at = kLanes; at < count; ++at) row[at - kLanes] += anchor[at];
+        kernels.add(anchor + kLanes, row, count - kLanes);
     }
 
   private:

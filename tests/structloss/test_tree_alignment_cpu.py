@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 
 import pytest
 import torch
@@ -72,6 +74,23 @@ def test_threads_do_not_change_a_bit() -> None:
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_aligns_without_the_threads_of_its_parent() -> None:
+    a, b = batches(2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        costs = torch.ones(len(SIZES), 150, 150)  # torch itself must run nothing in parallel in the child
+        tree_edit_distance(a, b, relabel=costs)  # the parent's threads exist from here on
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # ends a child that waits for threads that it does not have
+            os._exit(0 if tree_edit_distance(a, b, relabel=costs).isfinite().all() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**-10, 1.0 / 3.0, 0.7e-3, 1e6])
