@@ -96,6 +96,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     figures.add_argument("--plot", type=Path, metavar="FOLDER", help="write the SVG files there")
     figures.add_argument("--write-docs", type=Path, metavar="PAGE", help="renew the tables between the page's markers")
     options = parser.parse_args(arguments)
+    for name in ("pairs", "rounds", "checked"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} wants a number >= 1, got {getattr(options, name)}")
     if options.quick:
         options.sizes, options.pairs, options.rounds = [50, 100], 8, 3
     return options

@@ -25,7 +25,7 @@ struct TreePairAddresses {
     bool double_precision;
     int64_t batch, width_a, width_b;
     int64_t leftmost_a, leftmost_b, sizes_a, sizes_b;
-    int64_t relabel, remove, insert;
+    int64_t relabel, remove, insert, label_a, label_b;
     int64_t method, max_cells, threads;
 
     template <class Cost>
@@ -40,6 +40,8 @@ struct TreePairAddresses {
                 pointer<const Cost>(relabel),
                 pointer<const Cost>(remove),
                 pointer<const Cost>(insert),
+                pointer<const int64_t>(label_a),
+                pointer<const int64_t>(label_b),
                 static_cast<Method>(method),
                 max_cells,
                 threads};
@@ -69,16 +71,16 @@ PYBIND11_MODULE(_C, module) {
     py::class_<TreePairAddresses>(module, "TreePairAddresses")
         .def(py::init([](bool double_precision, int64_t batch, int64_t width_a, int64_t width_b,
                          int64_t leftmost_a, int64_t leftmost_b, int64_t sizes_a, int64_t sizes_b,
-                         int64_t relabel, int64_t remove, int64_t insert, int64_t method, int64_t max_cells,
-                         int64_t threads) {
-                 return TreePairAddresses{double_precision, batch,   width_a,   width_b, leftmost_a,
-                                          leftmost_b,       sizes_a, sizes_b,   relabel, remove,
-                                          insert,           method,  max_cells, threads};
+                         int64_t relabel, int64_t remove, int64_t insert, int64_t label_a, int64_t label_b,
+                         int64_t method, int64_t max_cells, int64_t threads) {
+                 return TreePairAddresses{
+                     double_precision, batch,  width_a, width_b, leftmost_a, leftmost_b, sizes_a,   sizes_b,
+                     relabel,          remove, insert,  label_a, label_b,    method,     max_cells, threads};
              }),
              py::kw_only(), py::arg("double_precision"), py::arg("batch"), py::arg("width_a"),
              py::arg("width_b"), py::arg("leftmost_a"), py::arg("leftmost_b"), py::arg("sizes_a"),
-             py::arg("sizes_b"), py::arg("relabel"), py::arg("delete"), py::arg("insert"), py::arg("method"),
-             py::arg("max_cells"), py::arg("threads"));
+             py::arg("sizes_b"), py::arg("relabel"), py::arg("delete"), py::arg("insert"), py::arg("label_a"),
+             py::arg("label_b"), py::arg("method"), py::arg("max_cells"), py::arg("threads"));
 
     module.def(
         "soft_tree_alignment",

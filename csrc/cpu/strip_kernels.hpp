@@ -51,6 +51,8 @@ struct Strips {
 // Between the caller's arrays (no alignment) and ours.
 template <class Cost>
 struct CostKernels {
+    // out[j] = 0 where labels[j] is `label`, else 1.
+    void (*unit)(int64_t label, const int64_t* labels, size_t count, Cost* out);
     // out[j] = (first + second[j] - relabel[j]) * scale; raises `top` to the largest. False for a cost that
     // is negative or NaN.
     bool (*weights)(double first, const Cost* second, const Cost* relabel, double scale, size_t count,

@@ -184,6 +184,10 @@ template <class Cost>
 struct CostLoops {
     static constexpr int kBlock = 8;
 
+    static void unit(int64_t label, const int64_t* labels, size_t count, Cost* out) {
+        for (size_t j = 0; j < count; ++j) out[j] = labels[j] == label ? Cost{0} : Cost{1};
+    }
+
     static bool weights(double first, const Cost* second, const Cost* relabel, double scale, size_t count,
                         double* out, double* top) {
         double largest[kBlock];
@@ -244,8 +248,8 @@ constexpr StripKernels make_kernels(const char* name) {
             Kernels<double, kBytes>::reverse,
             Kernels<double, kBytes>::add,
             Kernels<double, kBytes>::exp,
-            {CostLoops<float>::weights, CostLoops<float>::posterior},
-            {CostLoops<double>::weights, CostLoops<double>::posterior},
+            {CostLoops<float>::unit, CostLoops<float>::weights, CostLoops<float>::posterior},
+            {CostLoops<double>::unit, CostLoops<double>::weights, CostLoops<double>::posterior},
             name};
 }
 

@@ -122,19 +122,13 @@ class PairCosts {
     template <class Place, class Done>
     void load(const StripKernels& kernels, double temperature, Place place, Done done) {
         const int32_t m = program_.second.size;
-        const Cost* relabel = pairs_.relabel + p_ * pairs_.width_a * pairs_.width_b;
         bool valid = true;
         largest = 0.0;
         for (int32_t i = 0; i < program_.first.size; ++i) {
             const int64_t node = program_.first.node[i];
-            const Cost* row = relabel + node * pairs_.width_b;
-            if (swapped) {
-                column_.resize(m);
-                for (int32_t j = 0; j < m; ++j) column_[j] = relabel[j * pairs_.width_b + node];
-                row = column_.data();
-            }
-            valid &= cost_kernels<Cost>(kernels).weights(first_cost_[node], second_cost_, row,
-                                                         1.0 / temperature, m, place(i), &largest);
+            valid &= cost_kernels<Cost>(kernels).weights(first_cost_[node], second_cost_,
+                                                         relabel_row(kernels, node), 1.0 / temperature, m,
+                                                         place(i), &largest);
             done(i);
         }
         if (!valid) find_bad_relabel();
@@ -168,6 +162,23 @@ class PairCosts {
     const Cost* first_cost_ = nullptr;
     const Cost* second_cost_ = nullptr;
     std::vector<Cost> column_;
+
+    // Costs of matching a node of the first tree with every node of the second.
+    const Cost* relabel_row(const StripKernels& kernels, int64_t node) {
+        const int64_t first = p_ * pairs_.width_a;
+        if (pairs_.relabel != nullptr && !swapped) return pairs_.relabel + (first + node) * pairs_.width_b;
+        const int32_t m = program_.second.size;
+        column_.resize(m);
+        if (pairs_.relabel == nullptr) {
+            const int64_t* labels_a = pairs_.label_a + first;
+            const int64_t* labels_b = pairs_.label_b + p_ * pairs_.width_b;
+            cost_kernels<Cost>(kernels).unit((swapped ? labels_b : labels_a)[node],
+                                             swapped ? labels_a : labels_b, m, column_.data());
+        } else {
+            for (int32_t j = 0; j < m; ++j) column_[j] = pairs_.relabel[(first + j) * pairs_.width_b + node];
+        }
+        return column_.data();
+    }
 
     void refuse(const std::string& where, double cost, const char* wanted) const {
         throw std::invalid_argument(where + " = " + std::to_string(cost) +

@@ -8,7 +8,8 @@ namespace structloss {
 enum class Method : int64_t { kExact = 0, kFlattened = 1, kAuto = 2 };
 
 // Costs are row-major: relabel (batch, width_a, width_b), remove (batch, width_a), insert (batch, width_b);
-// leftmost (batch, width). Padding is never read.
+// leftmost (batch, width). Padding is never read. Without relabel costs (null) a match costs 0 where the
+// labels (batch, width) agree and 1 where not.
 template <class Cost>
 struct TreePairs {
     int64_t batch;
@@ -21,6 +22,8 @@ struct TreePairs {
     const Cost* relabel;
     const Cost* remove;
     const Cost* insert;
+    const int64_t* label_a;
+    const int64_t* label_b;
     Method method;
     int64_t max_cells;
     int64_t threads;

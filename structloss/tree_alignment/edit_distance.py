@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -41,8 +42,10 @@ def _costs(
     insert: Tensor | None,
     method: str,
     max_cells: int | None,
-) -> tuple[list[Tensor], torch.dtype, int]:
-    """Costs in a dtype that the kernels take, the dtype of the result, the cell budget."""
+) -> tuple[Tensor | None, Tensor, Tensor, torch.dtype, int]:
+    """Costs in a dtype that the kernels take (relabel costs stay None for the default), the dtype of the result, the
+    cell budget.
+    """
     for name, trees in (("a", a), ("b", b)):
         if not isinstance(trees, TreeBatch):
             raise TypeError(f"{name} must be a TreeBatch, got {type(trees).__name__}")
@@ -82,16 +85,12 @@ def _costs(
         dtype = torch.get_default_dtype()
     full = dtype in (torch.float32, torch.float64)
     compute = dtype if full else torch.float64
-    if relabel is None:
-        # Written as numbers at once: half the time of a comparison and a conversion.
-        relabel = torch.empty(shapes["relabel"][1], dtype=compute, device=device)
-        torch.ne(a.label[:, :, None], b.label[:, None, :], out=relabel)
     if delete is None:
         delete = torch.ones(batch, width_a, dtype=compute, device=device)
     if insert is None:
         insert = torch.ones(batch, width_b, dtype=compute, device=device)
-    costs = [x.to(compute) for x in (relabel, delete, insert)]
-    return costs, dtype if full else torch.float32, max_cells
+    relabel = None if relabel is None else relabel.to(compute)
+    return relabel, delete.to(compute), insert.to(compute), dtype if full else torch.float32, max_cells
 
 
 def _temperatures(temperature: float | Tensor, a: TreeBatch) -> Tensor:
@@ -120,8 +119,8 @@ def _table_columns(a: TreeBatch, b: TreeBatch) -> int:
     return max(a.table_columns, b.table_columns)
 
 
-def _needs_gradient(inputs: list[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+def _needs_gradient(inputs: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
 def _align(
@@ -135,9 +134,9 @@ def _align(
     backend: str,
     need_mapping: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    costs, dtype, max_cells = _costs(a, b, relabel, delete, insert, method, max_cells)
+    *costs, dtype, max_cells = _costs(a, b, relabel, delete, insert, method, max_cells)
     need_mapping = need_mapping or _needs_gradient(costs)
-    trees = (a.leftmost, b.leftmost, a.sizes, b.sizes)
+    trees = (a.leftmost, b.leftmost, a.sizes, b.sizes, a.label, b.label)
     distance, match_a, match_b, used = op.hard_tree_alignment(
         *costs, *trees, method, max_cells, _table_columns(a, b), backend, need_mapping
     )
@@ -298,7 +297,7 @@ def soft_tree_edit_distance(
     >>> round(value.item(), 4), round(posterior.item(), 4)
     (-0.1269, 0.8808)
     """
-    costs, dtype, max_cells = _costs(a, b, relabel, delete, insert, method, max_cells)
+    *costs, dtype, max_cells = _costs(a, b, relabel, delete, insert, method, max_cells)
     temperatures = _temperatures(temperature, a)
     need_posterior = return_posterior or _needs_gradient([*costs, temperatures])
     value, posterior, _, _ = op.soft_tree_alignment(
@@ -307,6 +306,8 @@ def soft_tree_edit_distance(
         b.leftmost,
         a.sizes,
         b.sizes,
+        a.label,
+        b.label,
         temperatures,
         method,
         max_cells,

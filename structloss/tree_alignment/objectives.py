@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from structloss.tree_alignment.edit_distance import _costs, _temperatures, soft_tree_edit_distance
-from structloss.tree_alignment.op import inside_tree
+from structloss.tree_alignment.op import inside_tree, unit_relabel
 from structloss.trees import TreeBatch
 
 
@@ -71,11 +71,12 @@ def soft_tree_divergence(
         matched_ab, matched_aa, matched_bb = relabel
     else:
         raise TypeError("relabel must be a tuple of three tensors, for a with b, a with a and b with b, or None")
-    (_, unmatched_a, unmatched_b), dtype, _ = _costs(a, b, matched_ab, delete, insert, method, max_cells)
+    _, unmatched_a, unmatched_b, dtype, _ = _costs(a, b, matched_ab, delete, insert, method, max_cells)
 
     def distance(x: TreeBatch, y: TreeBatch, matched: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-        costs, _, _ = _costs(x, y, matched, left, right, method, max_cells)
-        return _soft_distance(x, y, [cost.double() for cost in costs], temperature, method, max_cells, backend)
+        matched, left, right, _, _ = _costs(x, y, matched, left, right, method, max_cells)
+        matched = None if matched is None else matched.double()
+        return _soft_distance(x, y, (matched, left.double(), right.double()), temperature, method, max_cells, backend)
 
     own = distance(a, a, matched_aa, unmatched_a, unmatched_a) + distance(b, b, matched_bb, unmatched_b, unmatched_b)
     return (distance(a, b, matched_ab, unmatched_a, unmatched_b) - own / 2).to(dtype)
@@ -122,8 +123,9 @@ def mapping_nll(
     >>> round(nll.neg().exp().item(), 3)  # the probability of the mapping
     0.846
     """
-    costs, dtype, max_cells = _costs(a, b, relabel, delete, insert, method, max_cells)
-    relabel, delete, insert = costs = [cost.double() for cost in costs]
+    relabel, delete, insert, dtype, max_cells = _costs(a, b, relabel, delete, insert, method, max_cells)
+    delete, insert = delete.double(), insert.double()
+    relabel = unit_relabel(a.label, b.label, torch.float64) if relabel is None else relabel.double()
     if match_a.dtype != torch.int64:
         raise TypeError(f"match_a must be int64, got {match_a.dtype}")
     if match_a.shape != delete.shape:
@@ -132,7 +134,7 @@ def mapping_nll(
         raise ValueError(f"match_a is on {match_a.device}, the trees are on {delete.device}; put all on one device")
     if _may_read(match_a):
         _check_mapping(a, b, match_a)
-    soft = _soft_distance(a, b, costs, temperature, method, max_cells, backend)
+    soft = _soft_distance(a, b, (relabel, delete, insert), temperature, method, max_cells, backend)
     chosen = match_a[:, :, None] == torch.arange(insert.shape[1], device=match_a.device)  # (B, N, M)
     deleted = inside_tree(delete.shape[1], a.sizes) & ~chosen.any(2)
     inserted = inside_tree(insert.shape[1], b.sizes) & ~chosen.any(1)
@@ -147,7 +149,7 @@ def mapping_nll(
 def _soft_distance(
     a: TreeBatch,
     b: TreeBatch,
-    costs: list[Tensor],
+    costs: tuple[Tensor | None, Tensor, Tensor],
     temperature: float | Tensor,
     method: str,
     max_cells: int | None,

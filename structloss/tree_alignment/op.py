@@ -9,6 +9,7 @@ The forward pass computes posterior and entropy, so the backward pass is a multi
 import warnings
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,14 +60,24 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 
 def _prepare(
-    backend: str, table_columns: int, tensors: list[Tensor]
-) -> tuple[ModuleType, list[Tensor], dict[str, int]]:
-    """The backend, the tensors where it wants them, and what it alone takes."""
+    backend: str, table_columns: int, relabel: Tensor | None, labels: tuple[Tensor, Tensor], tensors: list[Tensor]
+) -> tuple[ModuleType, list[Tensor | None], dict[str, Any]]:
+    """The backend, the tensors where it wants them (relabel first), and what it alone takes."""
     name = choose_backend(backend, tensors[0].device)
-    tensors = [x.detach() for x in tensors]
+    extra: dict[str, Any] = {"table_columns": table_columns} if name == "cuda" else {}
+    if relabel is None and name == "cpu":  # it reads the labels: the costs would be most of the memory
+        extra["labels"] = (labels[0].cpu(), labels[1].cpu())
+    elif relabel is None:
+        relabel = unit_relabel(*labels, tensors[0].dtype)
+    prepared = [None if x is None else x.detach() for x in (relabel, *tensors)]
     if name in ("cpu", "reference"):
-        tensors = [x.cpu() for x in tensors]
-    return _kernels(name), tensors, {"table_columns": table_columns} if name == "cuda" else {}
+        prepared = [None if x is None else x.cpu() for x in prepared]
+    return _kernels(name), prepared, extra
+
+
+def unit_relabel(label_a: Tensor, label_b: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, N, M): 0 where the labels agree, 1 where not."""
+    return (label_a[:, :, None] != label_b[:, None, :]).to(dtype)
 
 
 def _check_temperature(temperature: Tensor) -> None:
@@ -80,13 +91,15 @@ def _check_temperature(temperature: Tensor) -> None:
 
 @torch.library.custom_op("structloss::soft_tree_alignment", mutates_args=())
 def soft_tree_alignment(
-    relabel: Tensor,
+    relabel: Tensor | None,
     delete: Tensor,
     insert: Tensor,
     leftmost_a: Tensor,
     leftmost_b: Tensor,
     sizes_a: Tensor,
     sizes_b: Tensor,
+    label_a: Tensor,
+    label_b: Tensor,
     temperature: Tensor,
     method: str,
     max_cells: int,
@@ -96,14 +109,15 @@ def soft_tree_alignment(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value (B,), posterior (B, N, M), entropy (B,) and method index (B,); temperature is (B,) float64.
 
+    Where `relabel` is None, a match costs 0 where the labels agree and 1 where not.
     Without `need_posterior`, posterior and entropy are empty. The entropy of the distribution over mappings is minus
     the derivative of the value with respect to the temperature. `table_columns` bounds the columns of the keyroot
     tables of a tree, 0 where nobody knows.
     """
-    device = relabel.device
-    inputs = [relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b, temperature]
-    kernels, inputs, extra = _prepare(backend, table_columns, inputs)
-    _check_temperature(inputs[-1])
+    device = delete.device
+    tensors = [delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b, temperature]
+    kernels, inputs, extra = _prepare(backend, table_columns, relabel, (label_a, label_b), tensors)
+    _check_temperature(temperature)
     value, posterior, entropy, used = kernels.soft_tree_alignment(*inputs, method, max_cells, need_posterior, **extra)
     if not need_posterior:
         posterior, entropy = value.new_empty(0, 0, 0), value.new_empty(0)
@@ -119,6 +133,8 @@ def _(
     leftmost_b,
     sizes_a,
     sizes_b,
+    label_a,
+    label_b,
     temperature,
     method,
     max_cells,
@@ -126,14 +142,14 @@ def _(
     backend,
     need_posterior,
 ):
-    batch = relabel.shape[0]
-    posterior = relabel.new_empty(relabel.shape if need_posterior else (0, 0, 0))
-    entropy = relabel.new_empty(batch if need_posterior else 0)
-    return relabel.new_empty(batch), posterior, entropy, sizes_a.new_empty(batch)
+    batch, n = delete.shape
+    posterior = delete.new_empty((batch, n, insert.shape[1]) if need_posterior else (0, 0, 0))
+    entropy = delete.new_empty(batch if need_posterior else 0)
+    return delete.new_empty(batch), posterior, entropy, sizes_a.new_empty(batch)
 
 
 def _soft_setup_context(ctx, inputs, output):
-    *_, sizes_a, sizes_b, _, _, _, _, _, need_posterior = inputs
+    sizes_a, sizes_b, need_posterior = inputs[5], inputs[6], inputs[-1]
     value, posterior, entropy, used = output
     ctx.need_posterior = need_posterior
     ctx.mark_non_differentiable(posterior, entropy, used)
@@ -143,10 +159,10 @@ def _soft_setup_context(ctx, inputs, output):
 def _soft_backward(ctx, grad, *_):
     if not ctx.need_posterior:
         raise RuntimeError("soft_tree_alignment was called with need_posterior=False and cannot be differentiated")
-    needs = [*ctx.needs_input_grad[:3], ctx.needs_input_grad[7]]
+    needs = [*ctx.needs_input_grad[:3], ctx.needs_input_grad[9]]
     grads = soft_tree_alignment_backward(grad, *ctx.saved_tensors, *needs)
     d_relabel, d_delete, d_insert, d_temperature = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return d_relabel, d_delete, d_insert, None, None, None, None, d_temperature, *(None,) * 5
+    return d_relabel, d_delete, d_insert, *(None,) * 6, d_temperature, *(None,) * 5
 
 
 # The value is an argument only so that a second derivative finds its way to the refusal below: without it that would be
@@ -217,13 +233,15 @@ soft_tree_alignment_backward.register_autograd(_refuse_second_order)
 
 @torch.library.custom_op("structloss::hard_tree_alignment", mutates_args=())
 def hard_tree_alignment(
-    relabel: Tensor,
+    relabel: Tensor | None,
     delete: Tensor,
     insert: Tensor,
     leftmost_a: Tensor,
     leftmost_b: Tensor,
     sizes_a: Tensor,
     sizes_b: Tensor,
+    label_a: Tensor,
+    label_b: Tensor,
     method: str,
     max_cells: int,
     table_columns: int,
@@ -231,9 +249,9 @@ def hard_tree_alignment(
     need_mapping: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Distance (B,), partners (B, N) and (B, M) (empty without `need_mapping`), method index (B,)."""
-    device = relabel.device
-    inputs = [relabel, delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b]
-    kernels, inputs, extra = _prepare(backend, table_columns, inputs)
+    device = delete.device
+    tensors = [delete, insert, leftmost_a, leftmost_b, sizes_a, sizes_b]
+    kernels, inputs, extra = _prepare(backend, table_columns, relabel, (label_a, label_b), tensors)
     distance, match_a, match_b, used = kernels.hard_tree_alignment(*inputs, method, max_cells, need_mapping, **extra)
     if not need_mapping:
         match_a, match_b = used.new_empty(0, 0), used.new_empty(0, 0)
@@ -249,24 +267,21 @@ def _(
     leftmost_b,
     sizes_a,
     sizes_b,
+    label_a,
+    label_b,
     method,
     max_cells,
     table_columns,
     backend,
     need_mapping,
 ):
-    batch, n, m = relabel.shape
-    index = {"dtype": torch.int64}
-    return (
-        relabel.new_empty(batch),
-        relabel.new_empty((batch, n) if need_mapping else (0, 0), **index),
-        relabel.new_empty((batch, m) if need_mapping else (0, 0), **index),
-        relabel.new_empty(batch, **index),
-    )
+    batch = delete.shape[0]
+    match_a, match_b = (sizes_a.new_empty(x.shape if need_mapping else (0, 0)) for x in (delete, insert))
+    return delete.new_empty(batch), match_a, match_b, sizes_a.new_empty(batch)
 
 
 def _hard_setup_context(ctx, inputs, output):
-    *_, sizes_a, sizes_b, _, _, _, _, need_mapping = inputs
+    sizes_a, sizes_b, need_mapping = inputs[5], inputs[6], inputs[-1]
     _, match_a, match_b, used = output
     ctx.need_mapping = need_mapping
     ctx.mark_non_differentiable(match_a, match_b, used)
@@ -286,7 +301,7 @@ def _hard_backward(ctx, grad, *_):
         d_delete = (inside_tree(match_a.shape[1], sizes_a) & (match_a < 0)) * grad[:, None]
     if ctx.needs_input_grad[2]:
         d_insert = (inside_tree(match_b.shape[1], sizes_b) & (match_b < 0)) * grad[:, None]
-    return d_relabel, d_delete, d_insert, *(None,) * 9
+    return d_relabel, d_delete, d_insert, *(None,) * 11
 
 
 hard_tree_alignment.register_autograd(_hard_backward, setup_context=_hard_setup_context)

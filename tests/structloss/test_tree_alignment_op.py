@@ -130,7 +130,7 @@ def test_strided_and_expanded_costs() -> None:
 def entropy_of(
     a: TreeBatch, b: TreeBatch, costs: list[Tensor], temperature: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    trees = (a.leftmost, b.leftmost, a.sizes, b.sizes)
+    trees = (a.leftmost, b.leftmost, a.sizes, b.sizes, a.label, b.label)
     warm = torch.full((len(a),), temperature, dtype=torch.float64)
     value, _, entropy, _ = op.soft_tree_alignment(*costs, *trees, warm, "exact", 1 << 20, 0, backend, True)
     return value, entropy
@@ -215,10 +215,13 @@ def test_bits_do_not_depend_on_threads() -> None:
 def test_opcheck() -> None:
     a, b = pairs()
     costs, warm = costs_of(a, b, forbidden=0.0), temperatures_of(a)
-    trees = (a.leftmost, b.leftmost, a.sizes, b.sizes)
+    trees = (a.leftmost, b.leftmost, a.sizes, b.sizes, a.label, b.label)
     for backend in ("cpu", "reference"):
         torch.library.opcheck(op.soft_tree_alignment, (*costs, *trees, warm, "exact", 1 << 20, 40, backend, True))
         torch.library.opcheck(op.hard_tree_alignment, (*costs, *trees, "auto", 9, 0, backend, True))
+        for by_label in (None, costs[0].detach()):
+            inputs = (by_label, *costs[1:], *trees)
+            torch.library.opcheck(op.soft_tree_alignment, (*inputs, warm, "exact", 1 << 20, 40, backend, True))
     plain, cold = [cost.detach() for cost in costs], warm.detach()
     torch.library.opcheck(op.soft_tree_alignment, (*plain, *trees, cold, "auto", 1, 0, "auto", False))
     torch.library.opcheck(op.hard_tree_alignment, (*plain, *trees, "exact", 1 << 20, 0, "auto", False))
