@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+_WARM_SECONDS = 0.03
+
 
 class WrongResult(Exception):
     """A result disagrees with the truth in this run, so no time of this run is worth printing."""
@@ -35,7 +37,8 @@ class Variant:
 def interleave(variants: Sequence[Variant], rounds: int, tick: Callable[[], object]) -> list[list[float]]:
     """Seconds of every call, for each variant. The order rotates, so that a drifting clock hits all of them.
 
-    Every variant must have been called before: that call is the warm-up. `tick` is called after every round.
+    A call without a limit of rounds is timed in the middle of a loop over it: its threads are awake, which takes some
+    milliseconds on a virtual machine whose second core had nothing to do. `tick` is called after every round.
     """
     seconds: list[list[float]] = [[] for _ in variants]
     before = torch.get_num_threads()
@@ -47,6 +50,9 @@ def interleave(variants: Sequence[Variant], rounds: int, tick: Callable[[], obje
                 if variant.rounds is not None and turn >= variant.rounds:
                     continue
                 torch.set_num_threads(variant.threads)
+                warm = time.perf_counter() + _WARM_SECONDS
+                while variant.rounds is None and time.perf_counter() < warm:
+                    variant.call()
                 start = time.perf_counter()
                 variant.call()
                 seconds[index].append(time.perf_counter() - start)
