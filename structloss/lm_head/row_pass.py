@@ -139,21 +139,10 @@ def _row_block(
     rows: slice,
 ) -> None:
     count, vocab = block.shape
-    need_gradient = inputs.upstream is not None
     z = block if workspace.wide is None else workspace.wide[:count].copy_(block)
-    if formula.logit_scale != 1.0:
-        z.mul_(formula.logit_scale)
-    slope = None
-    if formula.softcap is not None and workspace.slope is not None:
-        z.div_(formula.softcap).tanh_()
-        if need_gradient:
-            slope = torch.mul(z, z, out=workspace.slope[:count]).neg_().add_(1.0)
-        z.mul_(formula.softcap)
-
-    eps, class_weight = formula.label_smoothing, formula.class_weight
-    if eps:
-        smooth_sum = z.sum(-1) if class_weight is None else z.mv(class_weight)
-        class_sum = float(vocab) if class_weight is None else class_weight.sum()
+    slope = None if workspace.slope is None or inputs.upstream is None else workspace.slope[:count]
+    cap_logits(z, formula, slope)
+    smooth, classes = class_sums(z, formula, formula.class_weight)
 
     column = inputs.target[:, None]
     z_target = z.gather(1, column).squeeze(1)
@@ -167,6 +156,7 @@ def _row_block(
         results.argmax[rows] = best
     else:
         top = z.amax(-1)
+    mean_other = None
     if workspace.softmax is not None:
         r = torch.softmax(z, -1, out=workspace.softmax[:count])
         mean_other = z.clamp_(min=torch.finfo(z.dtype).min).mul_(r).sum(-1)
@@ -176,6 +166,75 @@ def _row_block(
         r = torch.softmax(z, -1)
     lse_other = top - r.amax(-1).log()  # the largest softmax is 1 / sum exp(z - top)
 
+    sums = RowSums(z_target, lse_other, mean_other, smooth, classes, vocab)
+    gradient = row_losses(sums, inputs, formula, results, rows)
+    if gradient is None:
+        return
+    gradient.away_from_target(r, formula.class_weight)
+    r.scatter_(1, column, gradient.target[:, None])
+    if slope is not None:
+        r.mul_(slope)
+    if r is not block:
+        block.copy_(r)
+
+
+def cap_logits(z: Tensor, formula: RowFormula, slope: Tensor | None) -> None:
+    """z = softcap * tanh(logit_scale * z / softcap) in place; d z / d (logit_scale * z before) goes to `slope`."""
+    if formula.logit_scale != 1.0:
+        z.mul_(formula.logit_scale)
+    if formula.softcap is None:
+        return
+    z.div_(formula.softcap).tanh_()
+    if slope is not None:
+        torch.mul(z, z, out=slope).neg_().add_(1.0)
+    z.mul_(formula.softcap)
+
+
+def class_sums(z: Tensor, formula: RowFormula, class_weight: Tensor | None) -> tuple[Tensor | None, float | Tensor]:
+    """sum_v c_v z_v of each row and sum_v c_v, which only label smoothing needs."""
+    if not formula.label_smoothing:
+        return None, 0.0
+    if class_weight is None:
+        return z.sum(-1), float(z.shape[1])
+    return z.mv(class_weight), class_weight.sum()
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """All that a row's loss needs of its logits, (n,) each. `other` means every class but the target."""
+
+    target: Tensor  # the target's logit
+    lse_other: Tensor
+    mean_other: Tensor | None  # sum_v r_v z_v over the others, where the entropy is asked for
+    smooth: Tensor | None
+    classes: float | Tensor
+    vocab: int
+
+
+@dataclass(frozen=True)
+class RowGradient:
+    """d loss / d z: `others * r - flat * c` away from the target and `target` at it. (n,) each."""
+
+    others: Tensor
+    target: Tensor
+    flat: Tensor | None
+
+    def away_from_target(self, r: Tensor, class_weight: Tensor | None) -> None:
+        """Turns the softmax of the other classes into their gradient, in place."""
+        r.mul_(self.others[:, None])
+        if self.flat is None:
+            return
+        if class_weight is None:
+            r.sub_(self.flat[:, None])
+        else:
+            r.addr_(self.flat, class_weight, alpha=-1.0)
+
+
+def row_losses(
+    sums: RowSums, inputs: RowInputs, formula: RowFormula, results: RowResults, rows: slice
+) -> RowGradient | None:
+    """Fills `results[rows]` and says what the gradient of the logits is, None where none is wanted."""
+    z_target, lse_other, eps = sums.target, sums.lse_other, formula.label_smoothing
     zero = torch.zeros_like(z_target)
     margin = z_target - lse_other
     nll = torch.logaddexp(zero, -margin)
@@ -183,17 +242,15 @@ def _row_block(
     lse = torch.logaddexp(z_target, lse_other)
     results.logprob[rows] = -nll
     results.lse[rows] = lse
-    if results.entropy is not None:
+    if results.entropy is not None and sums.mean_other is not None:
         # H(p) = H(p_y, 1 - p_y) + (1 - p_y) H(r); the binary part is p_y nll + (1 - p_y) unlikelihood.
         log_p_other = torch.logaddexp(zero, margin)
         binary = torch.where(p_target > 0, p_target * nll, zero) + p_other * log_p_other
-        results.entropy[rows] = binary + p_other * (lse_other - mean_other)
+        results.entropy[rows] = binary + p_other * (lse_other - sums.mean_other)
 
     hard = (1.0 - eps) * nll
-    soft = zero
-    if eps:
-        soft = (eps / vocab) * (class_sum * lse - smooth_sum)
-    class_target = None if class_weight is None else class_weight[inputs.target]
+    soft = zero if sums.smooth is None else (eps / sums.vocab) * (sums.classes * lse - sums.smooth)
+    class_target = None if formula.class_weight is None else formula.class_weight[inputs.target]
     if inputs.unlikely is not None:
         hard = torch.where(inputs.unlikely, torch.logaddexp(zero, margin), hard)
         soft = torch.where(inputs.unlikely, zero, soft)
@@ -202,36 +259,25 @@ def _row_block(
     results.loss[rows] = loss if inputs.weight is None else inputs.weight * loss
 
     if inputs.upstream is None:
-        return
+        return None
     scale = inputs.upstream * formula.logit_scale
     if inputs.weight is not None:
         scale = scale * inputs.weight
     scale_target = scale if class_target is None else scale * class_target
-    if inputs.unlikely is None:
-        minus_push = -(1.0 - eps) * scale_target * p_other
-    else:
-        push_up = -(1.0 - eps) * scale_target * p_other
-        minus_push = torch.where(inputs.unlikely, scale_target * p_target, push_up)
+    minus_push = -(1.0 - eps) * scale_target * p_other
+    if inputs.unlikely is not None:
+        minus_push = torch.where(inputs.unlikely, scale_target * p_target, minus_push)
     # `spread` multiplies the whole softmax (z-loss and smoothing move the lse), `flat` is smoothing's -c_v.
     spread = zero
     if formula.z_loss:
         spread = 2.0 * formula.z_loss * scale_target * lse
+    flat = None
     if eps:
-        flat = scale * (eps / vocab)
+        flat = scale * (eps / sums.vocab)
         if inputs.unlikely is not None:
             flat = flat.masked_fill(inputs.unlikely, 0.0)
-        spread = spread + flat * class_sum
+        spread = spread + flat * sums.classes
     at_target = minus_push + spread * p_target
-    r.mul_((spread * p_other - minus_push)[:, None])
-    if eps:
-        if class_weight is None:
-            r.sub_(flat[:, None])
-            at_target = at_target - flat
-        else:
-            r.addr_(flat, class_weight, alpha=-1.0)
-            at_target = at_target - flat * class_weight[inputs.target]
-    r.scatter_(1, column, at_target[:, None])
-    if slope is not None:
-        r.mul_(slope)
-    if r is not block:
-        block.copy_(r)
+    if flat is not None:
+        at_target = at_target - (flat if class_target is None else flat * class_target)
+    return RowGradient(spread * p_other - minus_push, at_target, flat)
