@@ -7,6 +7,7 @@ gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from structloss.lm_head.row_pass import (
     RowResults,
     row_dtype,
 )
+from structloss.lm_head.vocab_parallel import VocabShard
 
 # Bytes of logits in a chunk. Off the CPU a frozen head needs only enough rows to be bound by arithmetic; a
 # trainable one streams its accumulator once a chunk and wants more. On a CPU larger chunks gain nothing.
@@ -117,11 +119,13 @@ def head_pass(
     argmax: bool,
     accumulate: torch.dtype,
     chunk_bytes: int | None,
-    row_pass: type[RowPass],
+    row_pass: Callable[..., RowPass],
+    shard: VocabShard | None = None,
 ) -> tuple[RowResults, Gradients]:
     """Loss and statistics of the kept rows (n,), and the gradients of `sum(upstream * scale * loss)`.
 
-    x is (N, D); upstream is () or (n,) in the row dtype, None stands for 1.
+    x is (N, D); upstream is () or (n,) in the row dtype, None stands for 1. With `shard` the head is this rank's
+    part of the vocabulary; the input's and lora_a's gradients are sums over the ranks.
     """
     count, width = rows.count, x.shape[1]
     gradients = _zero_gradients(x, head, rows, needs, accumulate)
@@ -131,9 +135,8 @@ def head_pass(
     scale = rows.scale if upstream is None else rows.scale * upstream
     inputs = RowInputs(rows.target, rows.weight, rows.unlikely, scale.expand(count) if needs else None)
 
-    chunk = rows_per_chunk(
-        count, head.vocab, x.dtype, x.device.type, trainable=needs.trainable, chunk_bytes=chunk_bytes
-    )
+    vocab = head.vocab if shard is None else shard.largest
+    chunk = rows_per_chunk(count, vocab, x.dtype, x.device.type, trainable=needs.trainable, chunk_bytes=chunk_bytes)
     logits_space = x.new_empty(chunk, head.vocab)
     gather = rows.index is not None
     x_space = x.new_empty(chunk, width) if gather else None
@@ -161,6 +164,8 @@ def head_pass(
             torch.mm(logits, head.weight, out=target)
             if back is not None and head.lora_a is not None:
                 target.addmm_(back, head.lora_a, alpha=head.lora_scale)
+            if shard is not None:
+                shard.sum_(target)
             if index is not None:
                 gradients.input.index_copy_(0, index, target)
         if gradients.weight is not None:
@@ -171,6 +176,8 @@ def head_pass(
             gradients.lora_a += (back.t() @ x_chunk).mul_(head.lora_scale)
         if gradients.lora_b is not None and low_rank is not None:
             gradients.lora_b += (logits.t() @ low_rank).mul_(head.lora_scale)
+    if shard is not None and gradients.lora_a is not None:
+        shard.sum_(gradients.lora_a)
     return results, gradients
 
 

@@ -8,7 +8,8 @@ Three operators of the namespace `structloss`:
     row, the upstream vector
 
 Autograd runs above the operators, so they cannot see what needs a gradient: the caller says it in `needs`.
-No output shape depends on data: per-token outputs are (N,), the input's gradient is (N, D).
+No output shape depends on data: per-token outputs are (N,), the input's gradient is (N, D). `process_group` is the name
+of a group whose ranks share the vocabulary (then every rank must make the call); the class weights are a shard too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from structloss.lm_head.chunks import Gradients, Head, Needs, accumulator_dtype, head_pass
 from structloss.lm_head.kept_rows import effective_weight, keep_mask, keep_rows
 from structloss.lm_head.row_pass import RowFormula, RowPass, TorchRowPass, row_dtype
+from structloss.lm_head.vocab_parallel import VocabShard
 
 _SECOND_ORDER = (
     "structloss.linear_cross_entropy has a first derivative only: its gradient is made in the forward pass; "
@@ -95,6 +97,7 @@ def forward_pass(
     check_targets: bool,
     chunk_bytes: int | None,
     backend: str,
+    process_group: str | None,
     needs: Sequence[bool],
     wants: Sequence[bool],
 ) -> Forward:
@@ -106,11 +109,17 @@ def forward_pass(
     dtype = row_dtype(input.dtype)
     with torch.autocast(input.device.type, enabled=False):
         classes = None if class_weight is None else class_weight.to(dtype)
+        shard = None
+        if process_group is not None:
+            keep = keep_mask(target, effective_weight(token_weight, negative, dtype), ignore_index)
+            numbers = (lora_scale, label_smoothing, divisor, z_loss, softcap, logit_scale)
+            flags = (reduction, ignore_index, negative, num_valid, check_targets, chunk_bytes, needs, wants)
+            shard, classes = _join(process_group, input, weight, target, keep, classes, lora_a, (numbers, flags))
         rows = keep_rows(
             target,
             token_weight,
             classes,
-            vocab=weight.shape[0],
+            vocab=weight.shape[0] if shard is None else shard.vocab,
             dtype=dtype,
             reduction=reduction,
             ignore_index=ignore_index,
@@ -128,9 +137,10 @@ def forward_pass(
             None,
             entropy=wants[2],
             argmax=wants[3],
-            accumulate=_accumulator(input, weight, chunk_bytes),
+            accumulate=_accumulator(input, weight, chunk_bytes, process_group),
             chunk_bytes=chunk_bytes,
-            row_pass=_row_pass(backend),
+            row_pass=_row_pass(backend) if shard is None else shard.row_pass(),
+            shard=shard,
         )
         total = input.shape[0]
         if reduction == "none":
@@ -145,7 +155,7 @@ def forward_pass(
         ]
         if not wants[3]:
             per_token[3] = _empty(input, torch.int64)
-    loss_and_gradients = (loss, *_gradient_outputs(gradients, input, weight, chunk_bytes))
+    loss_and_gradients = (loss, *_gradient_outputs(gradients, input, weight, chunk_bytes, process_group))
     return (*loss_and_gradients, per_token[0], per_token[1], per_token[2], per_token[3])
 
 
@@ -172,6 +182,7 @@ def backward_pass(
     num_valid: int | None,
     chunk_bytes: int | None,
     backend: str,
+    process_group: str | None,
     needs: Sequence[bool],
 ) -> Backward:
     """Gradients for an upstream gradient () or (N,), which is folded into the logits' gradient before the
@@ -181,11 +192,16 @@ def backward_pass(
     with torch.autocast(input.device.type, enabled=False):
         upstream = upstream.to(dtype)
         classes = None if class_weight is None else class_weight.to(dtype)
+        shard = None
+        if process_group is not None:
+            # Every option was compared in the forward; the upstream gradient is new.
+            keep = keep_mask(target, effective_weight(token_weight, negative, dtype), ignore_index) & (upstream != 0)
+            shard, classes = _join(process_group, input, weight, target, keep, classes, lora_a, needs)
         rows = keep_rows(
             target,
             token_weight,
             classes,
-            vocab=weight.shape[0],
+            vocab=weight.shape[0] if shard is None else shard.vocab,
             dtype=dtype,
             reduction=reduction,
             ignore_index=ignore_index,
@@ -206,11 +222,12 @@ def backward_pass(
             upstream,
             entropy=False,
             argmax=False,
-            accumulate=_accumulator(input, weight, chunk_bytes),
+            accumulate=_accumulator(input, weight, chunk_bytes, process_group),
             chunk_bytes=chunk_bytes,
-            row_pass=_row_pass(backend),
+            row_pass=_row_pass(backend) if shard is None else shard.row_pass(),
+            shard=shard,
         )
-    return _gradient_outputs(gradients, input, weight, chunk_bytes)
+    return _gradient_outputs(gradients, input, weight, chunk_bytes, process_group)
 
 
 def scale_gradient_pass(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -232,7 +249,25 @@ linear_cross_entropy_backward_op = torch.library.custom_op(
 scale_gradient_op = torch.library.custom_op("structloss::scale_gradient", scale_gradient_pass, mutates_args=())
 
 
-def _accumulator(input: Tensor, weight: Tensor, chunk_bytes: int | None) -> torch.dtype:
+def _join(
+    process_group: str,
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    keep: Tensor,
+    classes: Tensor | None,
+    lora_a: Tensor | None,
+    options: object,
+) -> tuple[VocabShard, Tensor | None]:
+    """This rank's shard, and the class weights of all ranks."""
+    rank = None if lora_a is None else lora_a.shape[0]
+    shard = VocabShard.join(process_group, weight, target, keep, (input.dtype, rank, classes is not None, options))
+    return shard, None if classes is None else shard.whole(classes)
+
+
+def _accumulator(input: Tensor, weight: Tensor, chunk_bytes: int | None, process_group: str | None) -> torch.dtype:
+    if process_group is not None:  # the number of chunks depends on the largest shard, which this rank may not hold
+        return row_dtype(input.dtype)
     return accumulator_dtype(input.shape[0], weight.shape[0], input.dtype, input.device.type, chunk_bytes=chunk_bytes)
 
 
@@ -247,9 +282,11 @@ def _spread(values: Tensor, index: Tensor | None, total: int, fill: int) -> Tens
     return values.new_full((total,), fill).index_copy_(0, index, values)
 
 
-def _gradient_outputs(gradients: Gradients, input: Tensor, weight: Tensor, chunk_bytes: int | None) -> Backward:
+def _gradient_outputs(
+    gradients: Gradients, input: Tensor, weight: Tensor, chunk_bytes: int | None, process_group: str | None
+) -> Backward:
     narrow, dtype = input.dtype, row_dtype(input.dtype)
-    types = (narrow, _accumulator(input, weight, chunk_bytes), dtype, dtype, dtype)
+    types = (narrow, _accumulator(input, weight, chunk_bytes, process_group), dtype, dtype, dtype)
     values = (gradients.input, gradients.weight, gradients.bias, gradients.lora_a, gradients.lora_b)
     made = [_empty(input, t) if value is None else value for value, t in zip(values, types, strict=True)]
     return (made[0], made[1], made[2], made[3], made[4])
@@ -262,12 +299,13 @@ def _fake_gradients(
     lora_a: Tensor | None,
     lora_b: Tensor | None,
     chunk_bytes: int | None,
+    process_group: str | None,
     needs: Sequence[bool],
 ) -> Backward:
     dtype = row_dtype(input.dtype)
     # The accumulator type compares row counts, which a symbolic size answers with a guard: asked only where
     # needed.
-    wide = _accumulator(input, weight, chunk_bytes)
+    wide = _accumulator(input, weight, chunk_bytes, process_group)
     sources = (input, weight, bias, lora_a, lora_b)
     types = (input.dtype, wide, dtype, dtype, dtype)
     made = [
@@ -280,18 +318,18 @@ def _fake_gradients(
 @linear_cross_entropy_op.register_fake
 def _(input: Tensor, weight: Tensor, target: Tensor, *args: Any) -> Forward:
     bias, lora_a, lora_b, reduction = args[0], args[4], args[5], args[7]
-    chunk_bytes, needs, wants = args[-4], args[-2], args[-1]
+    chunk_bytes, process_group, needs, wants = args[-5], *args[-3:]
     total, dtype = input.shape[0], row_dtype(input.dtype)
     loss = input.new_empty((total,) if reduction == "none" else (), dtype=dtype)
     types = (dtype, dtype, dtype, torch.int64)
     per_token = [input.new_empty((total if wanted else 0,), dtype=t) for wanted, t in zip(wants, types, strict=True)]
-    gradients = _fake_gradients(input, weight, bias, lora_a, lora_b, chunk_bytes, needs)
+    gradients = _fake_gradients(input, weight, bias, lora_a, lora_b, chunk_bytes, process_group, needs)
     return (loss, *gradients, per_token[0], per_token[1], per_token[2], per_token[3])
 
 
 @linear_cross_entropy_backward_op.register_fake
 def _(upstream: Tensor, input: Tensor, weight: Tensor, target: Tensor, *args: Any) -> Backward:
-    return _fake_gradients(input, weight, args[0], args[4], args[5], args[-3], args[-1])
+    return _fake_gradients(input, weight, args[0], args[4], args[5], args[-4], *args[-2:])
 
 
 @scale_gradient_op.register_fake
@@ -380,7 +418,7 @@ def _recompute(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
         grad_loss,
         *ctx.saved_tensors,
         *settings[:10],  # lora_scale ... num_valid
-        *settings[11:13],  # chunk_bytes, backend
+        *settings[11:14],  # chunk_bytes, backend, process_group
         needs,
     )
     return [

@@ -106,16 +106,21 @@ class RowPass(Protocol):
         """
 
 
+def block_rows(like: Tensor, vocab: int, max_rows: int) -> int:
+    """Rows that torch operations take at a time."""
+    budget = _BLOCK_BYTES.get(like.device.type, _BLOCK_BYTES_ELSEWHERE)
+    if like.device.type == "cpu":
+        budget *= torch.get_num_threads()
+    return min(max_rows, max(1, budget // (vocab * row_dtype(like.dtype).itemsize)))
+
+
 class TorchRowPass:
     """The row pass in torch operations, for every device and dtype."""
 
     def __init__(self, like: Tensor, vocab: int, formula: RowFormula, *, max_rows: int, entropy: bool) -> None:
         self.formula = formula
         dtype = row_dtype(like.dtype)
-        budget = _BLOCK_BYTES.get(like.device.type, _BLOCK_BYTES_ELSEWHERE)
-        if like.device.type == "cpu":
-            budget *= torch.get_num_threads()
-        self.rows = min(max_rows, max(1, budget // (vocab * dtype.itemsize)))
+        self.rows = block_rows(like, vocab, max_rows)
 
         def buffer(wanted: bool) -> Tensor | None:
             return torch.empty(self.rows, vocab, dtype=dtype, device=like.device) if wanted else None
@@ -151,9 +156,7 @@ def _row_block(
     z.scatter_(1, column, torch.finfo(z.dtype).min)
     if results.argmax is not None:
         top, top_class = z.max(-1)
-        tie = torch.minimum(top_class, inputs.target)
-        best = torch.where(z_target > top, inputs.target, torch.where(z_target == top, tie, top_class))
-        results.argmax[rows] = best
+        results.argmax[rows] = best_class(z_target, inputs.target, top, top_class)
     else:
         top = z.amax(-1)
     mean_other = None
@@ -190,6 +193,12 @@ def cap_logits(z: Tensor, formula: RowFormula, slope: Tensor | None) -> None:
     z.mul_(formula.softcap)
 
 
+def best_class(z_target: Tensor, target: Tensor, top: Tensor, top_class: Tensor) -> Tensor:
+    """The class of the largest logit, the lowest of a tie, given the best of the classes that are not the target."""
+    tie = torch.minimum(top_class, target)
+    return torch.where(z_target > top, target, torch.where(z_target == top, tie, top_class))
+
+
 def class_sums(z: Tensor, formula: RowFormula, class_weight: Tensor | None) -> tuple[Tensor | None, float | Tensor]:
     """sum_v c_v z_v of each row and sum_v c_v, which only label smoothing needs."""
     if not formula.label_smoothing:
@@ -218,6 +227,9 @@ class RowGradient:
     others: Tensor
     target: Tensor
     flat: Tensor | None
+
+    def __getitem__(self, rows: slice) -> RowGradient:
+        return RowGradient(self.others[rows], self.target[rows], None if self.flat is None else self.flat[rows])
 
     def away_from_target(self, r: Tensor, class_weight: Tensor | None) -> None:
         """Turns the softmax of the other classes into their gradient, in place."""

@@ -257,7 +257,7 @@ def arguments(**change: Any) -> tuple[Any, ...]:
     return (
         leaves[0].detach().requires_grad_(change.get("grad", True)), weight, target[:9], bias, None,
         torch.linspace(-0.2, 1, 9), None, None, None, 1.0, reduction, -100, 0.1, "unlikelihood", 5.0, 0.01,
-        9.0, 1.0, None, False, None, "torch", needs, change.get("wants", [True, False, True, True]),
+        9.0, 1.0, None, False, None, "torch", None, needs, change.get("wants", [True, False, True, True]),
     )  # fmt: skip
 
 
@@ -278,7 +278,7 @@ def test_opcheck_forward(change: dict[str, Any]) -> None:
 
 def test_opcheck_backward_and_scale() -> None:
     call = list(arguments(grad=False, reduction="none"))
-    del call[-5], call[-1]  # check_targets, wants
+    del call[-6], call[-1]  # check_targets, wants
     torch.library.opcheck(linear_cross_entropy_backward_op, (torch.linspace(-1, 1, 9), *call))
     gradient = torch.randn(9, D).bfloat16()
     for scale in (torch.tensor(0.3), torch.linspace(-1, 1, 9)):
