@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -34,6 +35,8 @@ def check_tensors(
     bias: Tensor | None,
     lora_a: Tensor | None,
     lora_b: Tensor | None,
+    *,
+    shared: bool,
 ) -> None:
     if input.dtype not in DTYPES:
         raise TypeError(f"input must be float32, bfloat16 or float64, got {input.dtype}")
@@ -42,7 +45,7 @@ def check_tensors(
             f"linear_weight must be (V, D) for input (..., D); got input {tuple(input.shape)}, "
             f"linear_weight {tuple(weight.shape)}"
         )
-    if weight.shape[0] == 0:
+    if weight.shape[0] == 0 and not shared:  # the ranks of a process group find it out together
         raise ValueError("linear_weight must have at least one row (V >= 1), got 0")
     if target.shape != input.shape[:-1]:
         raise ValueError(f"target must be {tuple(input.shape[:-1])} like input, got {tuple(target.shape)}")
@@ -69,6 +72,16 @@ def check_tensors(
             raise TypeError(f"{name} must be {input.dtype} like input, got {tensor.dtype}")
         if tensor.device != input.device:
             raise ValueError(f"{name} must be on {input.device} like input, got {tensor.device}")
+
+
+def check_process_group(process_group: object, backend: str) -> None:
+    if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            "process_group must be a torch.distributed.ProcessGroup that this rank belongs to, "
+            f"got {type(process_group).__name__}"
+        )
+    if backend not in ("auto", "torch"):
+        raise ValueError(f"backend={backend!r} does not serve process_group; use 'auto' or 'torch'")
 
 
 def check_constants(

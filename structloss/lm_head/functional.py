@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -18,11 +18,16 @@ from structloss.lm_head.arguments import (
     check_constants,
     check_numbers,
     check_outputs,
+    check_process_group,
     check_tensors,
     split_denominator,
 )
+from structloss.lm_head.dtensor import is_dtensor, local_tensors
 from structloss.lm_head.op import choose_backend, linear_cross_entropy_op
 from structloss.lm_head.reference import reference_logits, reference_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class LinearCrossEntropyOutput(NamedTuple):
@@ -73,6 +78,7 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
     lora_a: Tensor | None = None,
     lora_b: Tensor | None = None,
     lora_scale: float = 1.0,
+    process_group: ProcessGroup | None = None,
     num_valid: int | None = None,
     check_targets: bool = False,
     outputs: Sequence[str] = (),
@@ -112,6 +118,9 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
             "mean".
         z_loss, softcap, logit_scale: as in the formula; softcap None is no cap.
         lora_a, lora_b: (r, D) and (V, r), a low-rank update of the head that is never merged into it.
+        process_group: ranks that share the vocabulary in rank order. Every rank passes the same tokens and options
+            and its own rows of linear_weight, linear_bias, weight and lora_b; shards may differ in size. Each gets
+            the same loss, the whole gradient of input and lora_a, and its own rows of the others' gradients.
         num_valid: number of kept tokens. On an accelerator it saves the one host synchronisation of the call;
             a wrong number then makes the loss NaN (on the CPU it is an error).
         check_targets: refuse out-of-range targets on an accelerator too (one synchronisation).
@@ -121,6 +130,9 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
         chunk_bytes: bytes of logits at a time; chosen by device when None.
         backend: "auto"; "torch" (chunked, torch operations), "cpu" (its row pass in C++) and "triton" (in Triton);
             "reference" (plain torch, all logits, any derivative). One that cannot serve the call raises.
+
+    A DTensor head with a plain input (FSDP2) is gathered for the call and its gradient is the mean over the ranks, as
+    `fully_shard` makes it; with a replicated DTensor input it shares the vocabulary as with `process_group`.
 
     Returns:
         float32 (float64 for float64 input): a 0-dim tensor or, for "none", one of target's shape;
@@ -139,12 +151,28 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
     check_choice("mode", mode, MODES)
     check_choice("backend", backend, BACKENDS)
     check_outputs(outputs, OUTPUTS)
+    tensors = {
+        "input": input,
+        "linear_weight": linear_weight,
+        "target": target,
+        "linear_bias": linear_bias,
+        "weight": weight,
+        "token_weight": token_weight,
+        "denominator": denominator,
+        "lora_a": lora_a,
+        "lora_b": lora_b,
+    }
+    if any(is_dtensor(value) for value in tensors.values()):
+        tensors, process_group = local_tensors(tensors, process_group)
+        input, linear_weight, target, linear_bias, weight, token_weight, denominator, lora_a, lora_b = tensors.values()
+    if process_group is not None:
+        check_process_group(process_group, backend)
     device = input.device.type
     input, linear_weight = _autocast(input, device), _autocast(linear_weight, device)
     linear_bias = None if linear_bias is None else _autocast(linear_bias, device)
     lora_a = None if lora_a is None else _autocast(lora_a, device)
     lora_b = None if lora_b is None else _autocast(lora_b, device)
-    check_tensors(input, linear_weight, target, linear_bias, lora_a, lora_b)
+    check_tensors(input, linear_weight, target, linear_bias, lora_a, lora_b, shared=process_group is not None)
     check_constants(input, linear_weight, target, weight, token_weight)
     check_numbers(label_smoothing, z_loss, softcap, logit_scale, lora_scale, chunk_bytes)
     tensor_denominator, divisor = split_denominator(denominator, reduction)
@@ -201,7 +229,8 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
             num_valid,
             check_targets,
             chunk_bytes,
-            choose_backend(backend, flat_input.device, flat_input.dtype),
+            choose_backend("torch" if process_group is not None else backend, flat_input.device, flat_input.dtype),
+            None if process_group is None else process_group.group_name,
             _gradients_in_forward((flat_input, linear_weight, linear_bias, lora_a, lora_b), reduction, mode),
             [name in outputs for name in OUTPUTS],
         )
@@ -236,6 +265,7 @@ def linear_logprob(  # type: ignore[misc]
     lora_a: Tensor | None = None,
     lora_b: Tensor | None = None,
     lora_scale: float = 1.0,
+    process_group: ProcessGroup | None = None,
     num_valid: int | None = None,
     check_targets: bool = False,
     outputs: Sequence[str] = (),
@@ -251,7 +281,8 @@ def linear_logprob(  # type: ignore[misc]
     arrive as the upstream gradient. With a frozen head that costs two GEMMs in all; a head with any trainable
     part recomputes its logits once in the backward, where tokens with a zero upstream gradient are dropped.
 
-    Args: as in `linear_cross_entropy`; `outputs` is any of "lse", "entropy", "argmax" (no gradient).
+    Args: as in `linear_cross_entropy`, `process_group` and DTensor heads included; `outputs` is any of "lse",
+        "entropy", "argmax" (no gradient).
 
     Returns:
         float32 (float64 for float64 input) of target's shape, 0 at ignored tokens; a `LinearLogprobOutput`
@@ -273,6 +304,7 @@ def linear_logprob(  # type: ignore[misc]
         lora_a=lora_a,
         lora_b=lora_b,
         lora_scale=lora_scale,
+        process_group=process_group,
         num_valid=num_valid,
         check_targets=check_targets,
         outputs=outputs,
