@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,21 +128,58 @@ def head_pass(
     x is (N, D); upstream is () or (n,) in the row dtype, None stands for 1. With `shard` the head is this rank's
     part of the vocabulary; the input's and lora_a's gradients are sums over the ranks.
     """
-    count, width = rows.count, x.shape[1]
-    gradients = _zero_gradients(x, head, rows, needs, accumulate)
-    results = RowResults.empty(count, x, entropy=entropy, argmax=argmax)
-    if count == 0:
-        return results, gradients
+    results = RowResults.empty(rows.count, x, entropy=entropy, argmax=argmax)
     scale = rows.scale if upstream is None else rows.scale * upstream
-    inputs = RowInputs(rows.target, rows.weight, rows.unlikely, scale.expand(count) if needs else None)
+    inputs = RowInputs(rows.target, rows.weight, rows.unlikely, scale.expand(rows.count) if needs else None)
+    gradients = chunked_pass(
+        x,
+        head,
+        rows,
+        inputs,
+        results,
+        needs,
+        accumulate=accumulate,
+        chunk_bytes=chunk_bytes,
+        row_pass=lambda chunk: row_pass(x, head.vocab, formula, max_rows=chunk, entropy=entropy),
+        shard=shard,
+    )
+    return results, gradients
 
+
+def chunked_pass(
+    x: Tensor,
+    head: Head,
+    rows: KeptRows,
+    inputs: Any,
+    results: Any,
+    needs: Needs,
+    *,
+    accumulate: torch.dtype,
+    chunk_bytes: int | None,
+    row_pass: Callable[[int], Callable[[Tensor, Any, Any], None]],
+    logits_dtype: torch.dtype | None = None,
+    shard: VocabShard | None = None,
+) -> Gradients:
+    """Fills `results` chunk by chunk and returns the gradients.
+
+    inputs and results are what the row pass takes and fills, one row each kept row; both are cut by a slice. row_pass
+    makes the row pass of chunks of at most so many rows. Logits are of `logits_dtype`, x's where it is None; wider
+    ones are narrowed to x's type, as gradients, before they meet the GEMMs.
+    """
+    count, width = rows.count, x.shape[1]
+    logits_dtype = logits_dtype or x.dtype
+    gradients = _zero_gradients(x, head, rows, needs, accumulate)
+    if count == 0:
+        return gradients
     vocab = head.vocab if shard is None else shard.largest
-    chunk = rows_per_chunk(count, vocab, x.dtype, x.device.type, trainable=needs.trainable, chunk_bytes=chunk_bytes)
-    logits_space = x.new_empty(chunk, head.vocab)
+    chunk = rows_per_chunk(
+        count, vocab, logits_dtype, x.device.type, trainable=needs.trainable, chunk_bytes=chunk_bytes
+    )
+    logits_space = x.new_empty(chunk, head.vocab, dtype=logits_dtype)
     gather = rows.index is not None
     x_space = x.new_empty(chunk, width) if gather else None
     dx_space = x.new_empty(chunk, width) if gather and needs.input else None
-    finish_rows = row_pass(x, head.vocab, formula, max_rows=chunk, entropy=entropy)
+    finish_rows = row_pass(chunk)
 
     for start in range(0, count, chunk):
         part = slice(start, min(start + chunk, count))
@@ -153,9 +191,11 @@ def head_pass(
             x_chunk = torch.index_select(x, 0, index, out=x_space[:size])
         logits = logits_space[:size]
         low_rank = _logits(x_chunk, head, out=logits)
-        finish_rows(logits, inputs[part], _part(results, part))
+        finish_rows(logits, inputs[part], results[part])
         if not needs:
             continue
+        if logits_dtype != x.dtype:
+            logits = _narrow_in_place(logits, x.dtype)
         back = None
         if head.lora_a is not None and head.lora_b is not None and (needs.input or needs.lora_a):
             back = logits @ head.lora_b
@@ -178,17 +218,7 @@ def head_pass(
             gradients.lora_b += (logits.t() @ low_rank).mul_(head.lora_scale)
     if shard is not None and gradients.lora_a is not None:
         shard.sum_(gradients.lora_a)
-    return results, gradients
-
-
-def _part(results: RowResults, part: slice) -> RowResults:
-    return RowResults(
-        results.loss[part],
-        results.logprob[part],
-        results.lse[part],
-        None if results.entropy is None else results.entropy[part],
-        None if results.argmax is None else results.argmax[part],
-    )
+    return gradients
 
 
 def _zero_gradients(x: Tensor, head: Head, rows: KeptRows, needs: Needs, accumulate: torch.dtype) -> Gradients:
@@ -212,6 +242,8 @@ def _zero_gradients(x: Tensor, head: Head, rows: KeptRows, needs: Needs, accumul
 
 def _logits(x: Tensor, head: Head, *, out: Tensor) -> Tensor | None:
     """Writes the head's output into `out`; returns x lora_a^T, which the gradients need again."""
+    if out.dtype != x.dtype:
+        return _wide_logits(x, head, out=out)
     if head.bias is None:
         torch.mm(x, head.weight.t(), out=out)
     else:
@@ -221,6 +253,41 @@ def _logits(x: Tensor, head: Head, *, out: Tensor) -> Tensor | None:
     low_rank = x @ head.lora_a.t()
     out.addmm_(low_rank, head.lora_b.t(), alpha=head.lora_scale)
     return low_rank
+
+
+def _wide_logits(x: Tensor, head: Head, *, out: Tensor) -> Tensor | None:
+    """`_logits` of narrow operands into a wider `out`, never rounded to the operands' type on the way."""
+    wide_x = x.to(out.dtype)
+    if x.device.type == "cuda" and torch.version.hip is None:
+        torch.mm(x, head.weight.t(), out_dtype=out.dtype, out=out)
+    else:  # no GEMM with a wider result here: the head is widened block by block
+        block = max(1, _PARTIAL_BYTES // (x.shape[1] * out.dtype.itemsize))
+        for start in range(0, head.vocab, block):
+            part = slice(start, start + block)
+            torch.mm(wide_x, head.weight[part].to(out.dtype).t(), out=out[:, part])
+    if head.bias is not None:
+        out += head.bias
+    if head.lora_a is None or head.lora_b is None:
+        return None
+    low_rank = wide_x @ head.lora_a.to(out.dtype).t()
+    out.addmm_(low_rank, head.lora_b.to(out.dtype).t(), alpha=head.lora_scale)
+    return low_rank.to(x.dtype)
+
+
+def _narrow_in_place(wide: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows of `wide` in a narrower type, packed into the front of its own memory; `wide` is lost.
+
+    Row r moves to half its place or before, so doubling ranges of rows never overlap their source.
+    """
+    rows, width = wide.shape
+    packed = wide.view(-1).view(dtype)[: rows * width].view(rows, width)
+    packed[0] = wide[0].to(dtype)
+    start = 1
+    while start < rows:
+        part = slice(start, 2 * start)
+        packed[part].copy_(wide[part])
+        start *= 2
+    return packed
 
 
 def _add_weight_gradient(total: Tensor, dlogits: Tensor, x: Tensor, *, first: bool) -> None:

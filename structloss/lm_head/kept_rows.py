@@ -103,6 +103,13 @@ def keep_rows(
     return KeptRows(index, target, weight, unlikely, scale)
 
 
+def spread_rows(values: Tensor, index: Tensor | None, total: int, fill: int) -> Tensor:
+    """Puts the kept rows back among all `total` rows."""
+    if index is None:
+        return values
+    return values.new_full((total,), fill).index_copy_(0, index, values)
+
+
 def _check_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
     wrong = ((target < 0) | (target >= vocab)) & (target != ignore_index)
     if bool(wrong.any()):

@@ -1,11 +1,9 @@
 """The torch.library operators behind the LM-head loss: registration, shapes, autograd.
 
-Three operators of the namespace `structloss`:
+Two operators of the namespace `structloss`:
 
-    linear_cross_entropy           loss, per-token outputs and, as asked, the gradients of the loss in the
-    same pass linear_cross_entropy_backward  the gradients for an upstream vector known only in the backward:
-    recomputes logits scale_gradient                 a stored gradient times the upstream scalar or, row by
-    row, the upstream vector
+    linear_cross_entropy           loss, per-token outputs and, as asked, the gradients of the loss in the same pass
+    linear_cross_entropy_backward  the gradients for an upstream vector known only in the backward: recomputes logits
 
 Autograd runs above the operators, so they cannot see what needs a gradient: the caller says it in `needs`.
 No output shape depends on data: per-token outputs are (N,), the input's gradient is (N, D). `process_group` is the name
@@ -23,16 +21,10 @@ import torch
 from torch import Tensor
 
 from structloss.lm_head.chunks import Gradients, Head, Needs, accumulator_dtype, head_pass
-from structloss.lm_head.kept_rows import effective_weight, keep_mask, keep_rows
+from structloss.lm_head.kept_rows import effective_weight, keep_mask, keep_rows, spread_rows
 from structloss.lm_head.row_pass import RowFormula, RowPass, TorchRowPass, row_dtype
+from structloss.lm_head.stored_gradients import refuse_second_order, scaled
 from structloss.lm_head.vocab_parallel import VocabShard
-
-_SECOND_ORDER = (
-    "structloss.linear_cross_entropy has a first derivative only: its gradient is made in the forward pass; "
-    "use backend='reference' for higher derivatives"
-)
-# Rows of a stored gradient scaled at a time, so that a bfloat16 gradient needs no float32 copy of itself.
-_SCALE_ROWS = 1024
 
 # What "auto" takes for float32 and bfloat16 where it can be imported, before torch operations. The Triton kernel joins
 # the list for CUDA tensors when it has been measured on a GPU; until then it is served on request only.
@@ -144,13 +136,13 @@ def forward_pass(
         )
         total = input.shape[0]
         if reduction == "none":
-            loss = _spread(results.loss * rows.scale, rows.index, total, 0)
+            loss = spread_rows(results.loss * rows.scale, rows.index, total, 0)
         else:
             loss = results.loss.sum() * rows.scale
         statistics = (results.logprob, results.lse, results.entropy, results.argmax)
         fills = (0, 0, 0, -1)
         per_token = [
-            _spread(value, rows.index, total, fill) if wanted and value is not None else _empty(input, dtype)
+            spread_rows(value, rows.index, total, fill) if wanted and value is not None else _empty(input, dtype)
             for value, wanted, fill in zip(statistics, wants, fills, strict=True)
         ]
         if not wants[3]:
@@ -230,23 +222,10 @@ def backward_pass(
     return _gradient_outputs(gradients, input, weight, chunk_bytes, process_group)
 
 
-def scale_gradient_pass(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient * scale in `dtype`; a one-dimensional scale multiplies the rows."""
-    result = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
-    factor = scale if scale.dim() == 0 else scale.view(-1, *[1] * (gradient.dim() - 1))
-    for start in range(0, gradient.shape[0], _SCALE_ROWS):
-        part = slice(start, start + _SCALE_ROWS)
-        # A tensor of the gradient's rank keeps float32 factors float32 beside bfloat16 gradients.
-        rows = factor.view([1] * gradient.dim()) if scale.dim() == 0 else factor[part]
-        torch.mul(gradient[part], rows, out=result[part])
-    return result
-
-
 linear_cross_entropy_op = torch.library.custom_op("structloss::linear_cross_entropy", forward_pass, mutates_args=())
 linear_cross_entropy_backward_op = torch.library.custom_op(
     "structloss::linear_cross_entropy_backward", backward_pass, mutates_args=()
 )
-scale_gradient_op = torch.library.custom_op("structloss::scale_gradient", scale_gradient_pass, mutates_args=())
 
 
 def _join(
@@ -273,13 +252,6 @@ def _accumulator(input: Tensor, weight: Tensor, chunk_bytes: int | None, process
 
 def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
     return like.new_empty(0, dtype=dtype)
-
-
-def _spread(values: Tensor, index: Tensor | None, total: int, fill: int) -> Tensor:
-    """Puts the kept rows back among all `total` rows."""
-    if index is None:
-        return values
-    return values.new_full((total,), fill).index_copy_(0, index, values)
 
 
 def _gradient_outputs(
@@ -332,11 +304,6 @@ def _(upstream: Tensor, input: Tensor, weight: Tensor, target: Tensor, *args: An
     return _fake_gradients(input, weight, args[0], args[4], args[5], args[-4], *args[-2:])
 
 
-@scale_gradient_op.register_fake
-def _(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
-
-
 # Positions of the differentiable arguments among the operator's inputs: input, weight, bias, lora_a, lora_b.
 _DIFFERENTIABLE = (0, 1, 3, 7, 8)
 
@@ -381,34 +348,11 @@ def _scale_stored(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
         weight = effective_weight(token_weight, negative, grad_loss.dtype)
         # A dropped token's gradient is zero whatever comes from above, infinities included.
         upstream = grad_loss.masked_fill(~keep_mask(target, weight, ignore_index), 0.0)
-        return [_scaled(grad_input, upstream, ctx.dtypes[0]), None, None, None, None]
+        return [scaled(grad_input, upstream, ctx.dtypes[0]), None, None, None, None]
     return [
-        _scaled(gradient, grad_loss, dtype) if made else None
+        scaled(gradient, grad_loss, dtype) if made else None
         for gradient, dtype, made in zip(ctx.saved_tensors, ctx.dtypes, ctx.made, strict=True)
     ]
-
-
-def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient * scale, without a second buffer where the stored gradient is not needed again."""
-    if gradient.dtype == dtype and scale.dim() == 0 and type(gradient) is Tensor and _graph_is_freed():
-        if scale.device.type != "cpu":
-            return torch.mul(gradient, scale.view([1] * gradient.dim()), out=gradient)
-        factor = scale.item()
-        return gradient if factor == 1.0 else gradient.mul_(factor)
-    if torch.is_grad_enabled():
-        # create_graph: the stored gradient is a constant to autograd, and a second derivative through it
-        # would be silently 0. As a leaf of its own it leads there to the operator's refusal.
-        gradient = gradient.detach().requires_grad_()
-    scaled: Tensor = scale_gradient_op(gradient, scale, dtype)
-    return scaled
-
-
-def _graph_is_freed() -> bool:
-    """True in a backward that does not keep its graph: only then may a stored gradient be handed out or
-    changed.
-    """
-    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return keeps is not None and not torch.is_grad_enabled() and not keeps()
 
 
 def _recompute(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
@@ -426,10 +370,5 @@ def _recompute(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
     ]
 
 
-def _no_second_order(ctx: Any, *grads: Tensor | None) -> None:
-    raise RuntimeError(_SECOND_ORDER)
-
-
 linear_cross_entropy_op.register_autograd(_backward, setup_context=_save_for_backward)
-linear_cross_entropy_backward_op.register_autograd(_no_second_order)
-scale_gradient_op.register_autograd(_no_second_order)
+linear_cross_entropy_backward_op.register_autograd(refuse_second_order)

@@ -79,6 +79,12 @@ class RowResults:
     entropy: Tensor | None
     argmax: Tensor | None
 
+    def __getitem__(self, rows: slice) -> RowResults:
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
+        return RowResults(self.loss[rows], self.logprob[rows], self.lse[rows], cut(self.entropy), cut(self.argmax))
+
     @staticmethod
     def empty(rows: int, like: Tensor, *, entropy: bool, argmax: bool) -> RowResults:
         def vector() -> Tensor:

@@ -18,8 +18,8 @@ from structloss.lm_head import linear_cross_entropy, linear_logprob
 from structloss.lm_head.op import (
     linear_cross_entropy_backward_op,
     linear_cross_entropy_op,
-    scale_gradient_op,
 )
+from structloss.lm_head.stored_gradients import scale_gradient_op
 
 N, D, V = 64, 16, 509
 
