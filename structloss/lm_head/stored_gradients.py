@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
@@ -38,10 +39,14 @@ def _(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 def scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """gradient * scale, without a second buffer where the stored gradient is not needed again."""
     if gradient.dtype == dtype and scale.dim() == 0 and type(gradient) is Tensor and _graph_is_freed():
-        if scale.device.type != "cpu":
-            return torch.mul(gradient, scale.view([1] * gradient.dim()), out=gradient)
-        factor = scale.item()
-        return gradient if factor == 1.0 else gradient.mul_(factor)
+        if scale.device.type == "cpu":
+            factor = scale.item()
+            return gradient if factor == 1.0 else gradient.mul_(factor)
+        kernels = import_module("structloss.lm_head.triton")
+        if kernels.import_error is None and scale.device.type == "cuda" and gradient.is_contiguous():
+            scaled_in_place: Tensor = kernels.scale_in_place(gradient, scale)
+            return scaled_in_place
+        return torch.mul(gradient, scale.view([1] * gradient.dim()), out=gradient)
     if torch.is_grad_enabled():
         # create_graph: the stored gradient is a constant to autograd, and a second derivative through it
         # would be silently 0. As a leaf of its own it leads there to the operator's refusal.

@@ -8,10 +8,7 @@ there (and only there).
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
+from triton.runtime import interpreter as interpreter_runtime
 
 from structloss.tree_alignment import cpu, reference, triton_kernels
 from structloss.tree_alignment import triton as backend
@@ -29,6 +27,7 @@ from structloss.tree_alignment.table_program import TableProgram
 from structloss.tree_alignment.triton_rows import LINEAR, LOG, MAX
 from structloss.trees import TreeBatch
 from tests.structloss.test_tree_alignment_oracle import Parents, chain, mirrored, padded_labels, random_parents, star
+from tests.structloss.triton_tools import mend_indices, resources, run_under_the_interpreter
 
 INTERPRETED = triton_kernels.interpreted()
 interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs inside test_under_the_interpreter")
@@ -39,15 +38,7 @@ BUDGET = 1 << 40
 def test_under_the_interpreter() -> None:
     if INTERPRETED:
         pytest.skip("this is the process that the test starts")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    run_under_the_interpreter(__file__)
 
 
 def _scan_in_steps(self, values):
@@ -65,22 +56,12 @@ def _scan_in_steps(self, values):
 
 @pytest.fixture
 def sequential_scan(monkeypatch):
-    """Makes Triton up to 3.6 work with NumPy 2.4, which does not turn an array of one element into an int."""
-    from triton.runtime import interpreter as runtime
-
-    patch = runtime._patch_lang_tensor
-
-    def patched(tensor, *scope):
-        patch(tensor, *scope)
-        tensor.__index__ = lambda self: int(self.handle.data.item())
-
-    monkeypatch.setattr(runtime, "_patch_lang_tensor", patched)
-    return runtime
+    mend_indices(monkeypatch)
 
 
 @pytest.fixture
 def fast_scan(sequential_scan, monkeypatch):
-    monkeypatch.setattr(sequential_scan.ScanOps, "generic_scan", _scan_in_steps)
+    monkeypatch.setattr(interpreter_runtime.ScanOps, "generic_scan", _scan_in_steps)
 
 
 def tree_tensors(trees: list[Parents], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -361,11 +342,7 @@ def test_needs_cuda_tensors() -> None:
         random_case([(2, 2)]).soft(backend, 1.0)
 
 
-def resources(kernel, constants: dict[str, object], warps: int, folder: Path) -> dict[str, int]:
-    """Registers, bytes of stack (spills) and of shared memory of a kernel that is compiled for sm_90 here."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def tree_resources(kernel, constants: dict[str, object], warps: int, folder: Path) -> dict[str, int]:
     words = {"header_ptr", "undone_ptr", "match_row_ptr", "match_column_ptr"}
     numbers = {"log_weight_ptr", "subtree_ptr", "posterior_ptr", "tilt_ptr", "log_partition_ptr", "scratch_ptr"}
     signature = {}
@@ -373,13 +350,7 @@ def resources(kernel, constants: dict[str, object], warps: int, folder: Path) ->
         pointer = "*i64" if name in words else "*fp64" if name in numbers else "*i32"
         signature[name] = "constexpr" if name in constants else pointer if name.endswith("_ptr") else "i32"
     options = {"num_warps": warps, "num_stages": 1, "maxnreg": backend._REGISTERS}
-    built = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32), options=options)
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(built.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    report = subprocess.run([tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True).stdout
-    found = dict(word.split(":") for line in report.splitlines() if "REG:" in line for word in line.split())
-    return {name: int(found[name]) for name in ("REG", "STACK", "LOCAL")} | {"shared": built.metadata.shared}
+    return resources(kernel, signature, constants, options, 90, folder)
 
 
 @compiled
@@ -389,13 +360,13 @@ def test_compiles_for_hopper_without_spills(semiring, tmp_path, monkeypatch) -> 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     for block in (32, 512):
         constants = {**backend._constants(semiring), "NEED_POSTERIOR": semiring != MAX, "BLOCK": block}
-        used = resources(triton_kernels.align, constants, block // 32, tmp_path)
+        used = tree_resources(triton_kernels.align, constants, block // 32, tmp_path)
         print(f"align, semiring {semiring}, block {block}: {used}")
         assert used["REG"] <= backend._REGISTERS
         assert used["LOCAL"] == 0
         assert used["STACK"] <= (0 if triton.__version__.startswith("3.6.") else 32)
     if semiring == MAX:
-        used = resources(triton_kernels.trace, {"HEADER": backend._HEADER}, 1, tmp_path)
+        used = tree_resources(triton_kernels.trace, {"HEADER": backend._HEADER}, 1, tmp_path)
         print(f"trace: {used}")
         assert used["STACK"] == used["LOCAL"] == 0
 
