@@ -79,16 +79,36 @@ class Gradients:
     lora_b: Tensor | None = None
 
 
+def rows_that_fill(width: int, multiprocessors: int) -> int:
+    """Rows whose 128 x 256 tiles of the input's gradient, of all outputs the one with the fewest, are one wave.
+
+    A frozen head gains nothing from more: its GEMMs stream the weight 2 rows flops a byte, far beyond the balance of
+    flops and bandwidth from 512 rows on.
+    """
+    wave = -(-multiprocessors * 128 * 256 // width)
+    return max(512, -(-wave // 128) * 128)
+
+
 def rows_per_chunk(
-    rows: int, vocab: int, dtype: torch.dtype, device_type: str, *, trainable: bool, chunk_bytes: int | None
+    rows: int,
+    vocab: int,
+    dtype: torch.dtype,
+    device_type: str,
+    *,
+    trainable: bool,
+    chunk_bytes: int | None,
+    fill: int | None = None,
 ) -> int:
-    """Rows that the byte budget allows, balanced so that the last chunk is not a sliver."""
+    """Rows that the byte budget allows, without a budget at most `fill`, balanced so that the last chunk is not a
+    sliver.
+    """
+    most = fill if chunk_bytes is None and fill is not None else rows
     if chunk_bytes is None:
         if device_type == "cpu":
             chunk_bytes = _CPU_CHUNK_BYTES
         else:
             chunk_bytes = _TRAINABLE_CHUNK_BYTES if trainable else _FROZEN_CHUNK_BYTES
-    allowed = max(1, chunk_bytes // (vocab * dtype.itemsize))
+    allowed = max(1, min(most, chunk_bytes // (vocab * dtype.itemsize)))
     if rows <= allowed:
         return max(1, rows)
     grain = next((g for g in (128, 32, 8) if allowed >= 4 * g), 1)
@@ -172,8 +192,11 @@ def chunked_pass(
     if count == 0:
         return gradients
     vocab = head.vocab if shard is None else shard.largest
+    fill = None
+    if x.device.type == "cuda" and not needs.trainable:
+        fill = rows_that_fill(width, torch.cuda.get_device_properties(x.device).multi_processor_count)
     chunk = rows_per_chunk(
-        count, vocab, logits_dtype, x.device.type, trainable=needs.trainable, chunk_bytes=chunk_bytes
+        count, vocab, logits_dtype, x.device.type, trainable=needs.trainable, chunk_bytes=chunk_bytes, fill=fill
     )
     logits_space = x.new_empty(chunk, head.vocab, dtype=logits_dtype)
     gather = rows.index is not None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from structloss.lm_head import linear_cross_entropy, linear_logprob
-from structloss.lm_head.chunks import rows_per_chunk
+from structloss.lm_head.chunks import rows_per_chunk, rows_that_fill
 
 
 def problem(n: int, d: int, v: int, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, ...]:
@@ -57,6 +57,22 @@ def test_chunks_are_balanced_and_within_the_budget() -> None:
             # The grain of 128 rows (32, 8) costs at most one grain a chunk.
             assert last > chunk - 128 * chunks
     assert rows_per_chunk(1100, 1000, torch.float32, "cpu", trainable=False, chunk_bytes=4_096_000) == 640
+
+
+def test_chunks_fill_a_gpu_and_stay_small() -> None:
+    """132 multiprocessors, as an H100 or H200 has."""
+
+    def chunk(rows: int, vocab: int, width: int, *, trainable: bool = False) -> int:
+        fill = None if trainable else rows_that_fill(width, 132)
+        return rows_per_chunk(rows, vocab, torch.bfloat16, "cuda", trainable=trainable, chunk_bytes=None, fill=fill)
+
+    assert rows_that_fill(4096, 132) == 1152  # 9 x 16 tiles of 128 x 256 >= 132
+    assert chunk(4096, 128256, 4096) == 768  # 188 MiB of logits
+    assert (
+        chunk(8192, 32000, 4096) == 1024
+    )  # eight equal chunks, not the 3072 rows of the byte budget: one wave is full
+    assert chunk(8192, 128256, 4096, trainable=True) == 2048
+    assert chunk(8192, 32000, 16384) == 512
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
