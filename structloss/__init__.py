@@ -5,14 +5,14 @@ beside masked and weighted cross-entropy fused with the LM head.
 
     trees      parse, Tree, TreeBatch
     alignment  tree_edit_distance, align_trees, soft_tree_edit_distance, soft_tree_divergence, mapping_nll, tree_nll
-    LM head    linear_cross_entropy, linear_logprob, hidden_and_head
+    LM head    linear_cross_entropy, linear_logprob, linear_topk_kl, hidden_and_head
     the loss   StructureAwareLoss, StructureBatch, StructureCollator, encode_example, VisitCache
     metrics    metrics.syntax_match, metrics.dataflow_match, metrics.tsed, metrics.pass_at_k
 """
 
 from structloss import metrics
 from structloss.extension import has_extension
-from structloss.lm_head import linear_cross_entropy, linear_logprob
+from structloss.lm_head import linear_cross_entropy, linear_logprob, linear_topk_kl
 from structloss.losses import (
     StructureAwareLoss,
     StructureBatch,
@@ -50,6 +50,7 @@ __all__ = [
     "hidden_and_head",
     "linear_cross_entropy",
     "linear_logprob",
+    "linear_topk_kl",
     "mapping_nll",
     "metrics",
     "parse",

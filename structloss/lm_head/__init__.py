@@ -1,4 +1,4 @@
-"""Losses that are one pass over the LM head: cross-entropy and log-probabilities without logits."""
+"""Losses that are one pass over the LM head: cross-entropy, log-probabilities and top-k divergence without logits."""
 
 from structloss.lm_head.functional import (
     LinearCrossEntropyOutput,
@@ -6,10 +6,13 @@ from structloss.lm_head.functional import (
     linear_cross_entropy,
     linear_logprob,
 )
+from structloss.lm_head.topk_kl import LinearTopkKLOutput, linear_topk_kl
 
 __all__ = [
     "LinearCrossEntropyOutput",
     "LinearLogprobOutput",
+    "LinearTopkKLOutput",
     "linear_cross_entropy",
     "linear_logprob",
+    "linear_topk_kl",
 ]
