@@ -19,6 +19,7 @@ from structloss.lm_head.arguments import (
     check_tensors,
     split_denominator,
 )
+from structloss.lm_head.dtensor import is_dtensor
 from structloss.lm_head.functional import _autocast, _gradients_in_forward
 from structloss.lm_head.kept_rows import keep_mask
 from structloss.lm_head.reference import reference_logits
@@ -155,6 +156,12 @@ def linear_topk_kl(  # type: ignore[misc]  # the overloads say only what `output
     check_outputs(outputs, _OUTPUTS)
     if backend != "reference":
         choose_topk_backend(backend)
+    for name, tensor in (("input", input), ("linear_weight", linear_weight), ("topk_ids", topk_ids)):
+        if is_dtensor(tensor):
+            raise ValueError(
+                f"{name} must be a plain tensor, got a DTensor: linear_topk_kl knows no shards; "
+                f"pass {name}.full_tensor(), or {name}.to_local() where every rank holds all of it"
+            )
     device = input.device.type
     input, linear_weight = _autocast(input, device), _autocast(linear_weight, device)
     linear_bias, lora_a, lora_b = (None if t is None else _autocast(t, device) for t in (linear_bias, lora_a, lora_b))
@@ -166,7 +173,7 @@ def linear_topk_kl(  # type: ignore[misc]  # the overloads say only what `output
             )
         ignore_index = -100
         target = torch.where((topk_ids >= 0).any(-1), 0, ignore_index)
-    check_tensors(input, linear_weight, target, linear_bias, lora_a, lora_b)
+    check_tensors(input, linear_weight, target, linear_bias, lora_a, lora_b, shared=False)
     check_constants(input, linear_weight, target, None, token_weight)
     check_numbers(0.0, 0.0, softcap, logit_scale, lora_scale, chunk_bytes)
     beta = _check_options(kind, temperature, beta, tail_floor, teacher_vocab, cross_entropy_weight)

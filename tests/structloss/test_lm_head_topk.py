@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from structloss.lm_head import LinearTopkKLOutput, linear_cross_entropy, linear_topk_kl
+from structloss.lm_head.topk_op import linear_topk_kl_op
 
 # Chunked and full-logit results differ in float64 only by summation order: measured 4e-15 at most.
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
@@ -413,3 +415,103 @@ def test_any_shape(
         results.append([loss, *(m.grad for m in mine)])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, **EXACT)
+
+
+def test_operator_checks() -> None:
+    x, weight, bias, ids, logprobs = (t.float() if t.is_floating_point() else t for t in problem())
+    target = torch.arange(17) % 29
+    for reduction, needs in (("mean", [True, True, True, False, False]), ("none", [False] * 5)):
+        call = (
+            None, *leaves(x, weight), ids, logprobs, target, *leaves(bias), torch.rand(17), None, None, None, 1.0,
+            "forward", "bucket", 2.0, 0.5, 1e-6, None, 4.0, 0.3, 9.0, 1.0, reduction, -100,
+            5.0 if reduction == "mean" else None, None, False, None, needs, [True, True, True, True],
+        )  # fmt: skip
+        torch.library.opcheck(linear_topk_kl_op, call)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiles_without_a_graph_break(reduction: str) -> None:
+    x, weight, _, ids, logprobs = problem(dtype=torch.float32)
+
+    def step(x: Tensor, weight: Tensor) -> Tensor:
+        return linear_topk_kl(x.tanh(), weight, ids, logprobs, reduction=reduction, kind="reverse", temperature=1.5)
+
+    made = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        inputs = leaves(x, weight)
+        loss = function(*inputs)
+        made.append((loss, *torch.autograd.grad(loss.square().sum(), inputs)))
+    for value, expected in zip(*made, strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+def test_checkpointing_and_autocast() -> None:
+    x, weight, _, ids, logprobs = problem(dtype=torch.float32)
+
+    def step(x: Tensor, weight: Tensor) -> Tensor:
+        return linear_topk_kl(x.tanh(), weight, ids, logprobs)
+
+    plain, saved = leaves(x, weight), leaves(x, weight)
+    step(*plain).backward()
+    checkpoint(step, *saved, use_reentrant=False).backward()
+    for a, b in zip(plain, saved, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = step(*plain)
+    expected = linear_topk_kl(x.tanh().bfloat16(), weight.bfloat16(), ids, logprobs)
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_keeps_its_logits_in_float32(kind: str) -> None:
+    """Peaked distributions, where logits rounded to bfloat16 spoil the gradient (the reason for wide logits)."""
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(64, 32, generator=g).bfloat16(), (torch.randn(500, 32, generator=g)).bfloat16()
+    teacher = (x.double() @ weight.double().t() + 0.3 * torch.randn(64, 500, generator=g)).log_softmax(-1)
+    logprobs, ids = teacher.topk(8, -1)
+
+    def gradient(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        (leaf,) = leaves(x)
+        loss = linear_topk_kl(leaf, weight, ids, logprobs, kind=kind, **options)
+        return torch.autograd.grad(loss, leaf)[0].double()
+
+    truth = gradient(x.double(), weight.double(), backend="reference")
+    rounded_z = (x.float() @ weight.float().t()).bfloat16()  # what a bfloat16 GEMM leaves of the logits
+    z_gradient = gradient(rounded_z.double(), torch.eye(500, dtype=torch.float64), backend="reference")
+    spoiled = z_gradient @ weight.double()
+    ours = float((gradient(x, weight) - truth).norm() / truth.norm())
+    theirs = float((spoiled - truth).norm() / truth.norm())
+    assert ours < 0.006  # one rounding of the logits' gradient and one of dX
+    assert theirs > 4 * ours
+
+
+ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"tail": "drop"}, ValueError, r"tail must be one of .* got 'drop'"),
+    ({"kind": "js"}, ValueError, r"kind must be one of .* got 'js'"),
+    ({"temperature": 0.0}, ValueError, r"temperature must be finite and > 0, got 0.0"),
+    ({"beta": 0.5}, ValueError, r"beta belongs to kind='jsd'"),
+    ({"kind": "jsd", "beta": 1.0}, ValueError, r"beta must be between 0 and 1"),
+    ({"tail_floor": 0.0}, ValueError, r"tail_floor must be between 0 and 1"),
+    ({"teacher_vocab": 3}, ValueError, r"topk_ids must be below teacher_vocab \(3\)"),
+    ({"cross_entropy_weight": 0.5}, ValueError, r"target must be given for a cross_entropy_weight"),
+    ({"backend": "triton"}, ValueError, r"backend='triton': linear_topk_kl has no row pass of that kind"),
+    ({"token_weight": -torch.ones(17)}, ValueError, r"token_weight must not be negative"),
+    ({"topk_ids": torch.zeros(17, 5, dtype=torch.int64)}, ValueError, r"must not name a class twice for one token"),
+    ({"topk_ids": torch.zeros(17, 5)}, TypeError, r"topk_ids must hold integer class ids"),
+    ({"topk_ids": torch.zeros(17, 300, dtype=torch.int64)}, ValueError, r"topk_ids must have between 1 and 256"),
+    ({"topk_ids": torch.zeros(3, 5, dtype=torch.int64)}, ValueError, r"topk_ids must be \(17, k\) like input's tokens"),
+    ({"topk_logprobs": torch.zeros(17, 5)}, ValueError, r"must sum to a probability of at most 1"),
+    ({"topk_logprobs": torch.full((17, 5), torch.nan)}, ValueError, r"topk_logprobs must be finite"),
+    ({"topk_logprobs": torch.full((17, 5), 0.5)}, ValueError, r"topk_logprobs must be log-probabilities, at most 0"),
+    ({"topk_logprobs": torch.zeros(17, 4)}, ValueError, r"topk_logprobs must be \(17, 5\) like topk_ids"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), ERRORS, ids=[message[:40] for *_, message in ERRORS])
+def test_errors_name_the_argument(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    x, weight, _, ids, logprobs = problem(dtype=torch.float32)
+    change = dict(change)
+    ids, logprobs = change.pop("topk_ids", ids), change.pop("topk_logprobs", logprobs)
+    with pytest.raises(error, match=message):
+        linear_topk_kl(x, weight, ids, logprobs, **change)
