@@ -1,6 +1,14 @@
-"""Time, memory and error of one forward and backward of the LM-head loss, against what else a user can call.
+"""Time, memory and error of the LM-head loss on a CPU, against what else a user can call.
 
-    python -m benchmarks.lm_head [--out FILE.json] [--tokens N] [--width D] [--vocab V] [--masked SHARE] ...
+    python -m benchmarks.lm_head --quick              a look, in seconds
+    python -m benchmarks.lm_head --out FILE.json      every study, in about eight minutes on one core
+    python -m benchmarks.lm_head --study sweep        one of them; --out keeps what the file holds of the others
+    python -m benchmarks.lm_head --plot docs/images --write-docs docs/lm_head.md     figures and tables from the file
+
+shapes    half of the tokens ignored, frozen head, at three shapes; one of them with a trained head and in bfloat16
+sweep     time and memory by the share of ignored tokens, frozen and trained
+options   what each option costs beside the plain call
+accuracy  errors of loss and gradients against float64, beside those of eager torch
 
 Variants run interleaved, the order rotating from round to round, so that a drifting clock hits all of them. The floor
 is the bare GEMMs on the kept rows: two when the head is frozen, three when it is trained. A variant whose loss or
@@ -10,233 +18,210 @@ gradients are wrong in this run gets no time, and the script then fails.
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import json
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
+from benchmarks import lm_head_report
+from benchmarks.lm_head_variants import (
+    Loss,
+    Problem,
+    floor,
+    is_wrong,
+    limits,
+    peak_bytes,
+    relative_errors,
+    variants,
+)
+from benchmarks.timing import Variant, environment, interleave, spread
 from structloss.lm_head import linear_cross_entropy
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-# Relative norm error against float64 that is taken for right. A bfloat16 variant may also be as far off as 1.5x the
-# eager computation of the same run, which is what a user has today.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-3}
+Row = dict[str, Any]
+STUDIES = ("shapes", "sweep", "options", "accuracy")
+SHAPES = [  # tokens, width, vocabulary, dtype, frozen
+    (2048, 512, 32000, "float32", True),
+    (2048, 1024, 32000, "float32", True),
+    (1024, 512, 128000, "float32", True),
+    (2048, 512, 32000, "float32", False),
+    (512, 512, 32000, "bfloat16", True),
+]
+QUICK_SHAPES = [(128, 32, 2000, dtype, frozen) for dtype in ("float32", "bfloat16") for frozen in (True, False)]
 
 
-def main() -> int:
-    options = parse_arguments()
-    device = torch.device(options.device)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
-    report: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "arguments": vars(options) | {"out": None},
-        "scenarios": [],
-    }
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    if options.plot or options.write_docs:
+        lm_head_report.publish(options.results, options.plot, options.write_docs)
+        return 0
+    torch.set_num_threads(options.threads)
+    report: Row = {"arguments": {"rounds": options.rounds, "threads": options.threads, "quick": options.quick}}
+    if options.out and options.out.is_file():
+        report = json.loads(options.out.read_text()) | report
     failed = False
-    for head in ("frozen", "trainable") if options.head == "both" else (options.head,):
-        rows, wrong = run_scenario(options, device, dtype, frozen=head == "frozen")
-        failed |= wrong
-        report["scenarios"].append({"head": head, "variants": rows})
-        print_table(head, rows, options)
+    for study in options.study:
+        rows = {"shapes": shapes, "sweep": sweep, "options": costs, "accuracy": accuracy}[study](options)
+        failed |= any("refused" in row for row in rows)
+        report[study] = {"environment": environment(()), "rows": rows}
+        print(f"\n{lm_head_report.tables(report)[study]}")
     if options.out:
-        Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
     return int(failed)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--vocab", type=int, default=32000)
-    parser.add_argument("--masked", type=float, default=0.5, help="share of ignored tokens, at the front")
-    parser.add_argument("--head", choices=("frozen", "trainable", "both"), default="both")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--chunk-bytes", type=int, default=None)
-    parser.add_argument("--torch-auto", action="store_true", help="also time torch's own choice of chunk")
-    parser.add_argument("--out", default=None)
-    return parser.parse_args()
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.lm_head",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--study", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, two rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="times that everything is timed")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    figures = parser.add_argument_group("figures from a file, without a measurement")
+    figures.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder of lm_head.json")
+    figures.add_argument("--plot", type=Path, metavar="FOLDER", help="write the SVG file there")
+    figures.add_argument("--write-docs", type=Path, metavar="PAGE", help="renew the tables between the page's markers")
+    options = parser.parse_args(arguments)
+    for name in ("rounds", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} wants a number >= 1, got {getattr(options, name)}")
+    if options.quick:
+        options.rounds = 2
+    return options
 
 
-def fused_peer(
-    fused: Callable[..., Tensor], plan: Any, keep: Tensor | None, x: Tensor, weight: Tensor, target: Tensor
-) -> Tensor:
-    if keep is not None:
-        x, target = x[keep], target[keep]
-    return fused(x, weight, target, ignore_index=-100, options=plan)
+def shapes(options: argparse.Namespace) -> list[Row]:
+    rows = []
+    for tokens, width, vocab, dtype, frozen in tqdm(QUICK_SHAPES if options.quick else SHAPES, "shapes", disable=None):
+        problem = Problem.make(tokens, width, vocab, 0.5, getattr(torch, dtype), "cpu", frozen=frozen)
+        shape = {"tokens": tokens, "width": width, "vocab": vocab, "dtype": dtype, "frozen": frozen, "masked": 0.5}
+        rows += [shape | row for row in compare(problem, variants(problem, ("", "torch")), options.rounds)]
+    return rows
 
 
-def peers(chunk_bytes: int | None, keep: Tensor, *, torch_auto: bool) -> dict[str, Loss]:
-    def eager(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x, weight).float(), target)
+def sweep(options: argparse.Namespace) -> list[Row]:
+    tokens, width, vocab = (128, 32, 2000) if options.quick else (768, 512, 32000)
+    masks = (0.0, 0.5) if options.quick else (0.0, 0.25, 0.5, 0.75, 0.9)
+    rows = []
+    for frozen in (True, False):
+        for masked in tqdm(masks, f"sweep, {'frozen' if frozen else 'trained'} head", disable=None):
+            problem = Problem.make(tokens, width, vocab, masked, torch.float32, "cpu", frozen=frozen)
+            shape = {"tokens": tokens, "width": width, "vocab": vocab, "frozen": frozen, "masked": masked}
+            calls = variants(problem, ("",))
+            calls = {name: loss for name, loss in calls.items() if name not in _SLOW}
+            rows += [shape | row for row in compare(problem, calls, options.rounds)]
+    return rows
 
-    def eager_compacted(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x[keep], weight).float(), target[keep])
 
-    def structloss_call(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return linear_cross_entropy(x, weight, target, chunk_bytes=chunk_bytes)
+_SLOW = ("F.linear_cross_entropy", "F.linear_cross_entropy, x[keep]")  # without options it is eager torch
 
-    found: dict[str, Loss] = {
-        "structloss": structloss_call,
-        "eager": eager,
-        "eager on x[keep]": eager_compacted,
+
+def compare(problem: Problem, calls: dict[str, Loss], rounds: int) -> list[Row]:
+    """Checks every variant, times those that are right, and measures their memory."""
+    truth = problem.truth()
+    errors = {name: relative_errors(problem.step(loss), truth) for name, loss in calls.items()}
+    del truth
+    allowed = limits(problem.x.dtype, errors["eager"])
+    wrong = [name for name, error in errors.items() if is_wrong(error, allowed)]
+    base = f"floor: {2 if problem.frozen else 3} GEMMs"
+    timed: dict[str, Callable[[], object]] = {base: floor(problem)}
+    timed |= {name: functools.partial(problem.step, loss) for name, loss in calls.items() if name not in wrong}
+    timed[base]()
+    seconds = interleave(
+        [Variant(name, call, 1, torch.get_num_threads(), rounds) for name, call in timed.items()], rounds
+    )
+    rows: list[Row] = []
+    for (name, call), times in zip(timed.items(), seconds, strict=True):
+        row: Row = {"variant": name} | spread(times, 1)
+        row["times_the_floor"] = row["median_ms"] / (rows[0]["median_ms"] if rows else row["median_ms"])
+        if rows:
+            row |= {"peak_mib": peak_bytes(call, "cpu") / 2**20, "relative_errors": errors[name]}
+        rows.append(row)
+    return rows + [{"variant": n, "refused": "wrong result", "relative_errors": errors[n]} for n in wrong]
+
+
+def costs(options: argparse.Namespace) -> list[Row]:
+    """Every option beside the plain call; nothing ignored, frozen head. The reference checks each of them."""
+    tokens, width, vocab = (64, 32, 2000) if options.quick else (384, 512, 32000)
+    problem = Problem.make(tokens, width, vocab, 0.0, torch.float32, "cpu", frozen=True)
+    classes, weights = torch.rand(vocab) + 0.1, torch.rand(tokens) + 0.1
+    down, up = torch.randn(8, width) / width**0.5, torch.randn(vocab, 8) / 8**0.5
+    changes: dict[str, Row] = {
+        "plain": {},
+        "token_weight": {"token_weight": weights},
+        "negative weights (unlikelihood)": {"token_weight": weights - 0.4, "denominator": 10.0},
+        "class weight": {"weight": classes},
+        "label_smoothing": {"label_smoothing": 0.1},
+        "z_loss": {"z_loss": 1e-4},
+        "softcap": {"softcap": 30.0},
+        "logit_scale": {"logit_scale": 0.5},
+        "linear_bias": {"linear_bias": torch.randn(vocab)},
+        "LoRA on the head, rank 8": {"lora_a": down, "lora_b": up},
+        'outputs=("logprob", "lse")': {"outputs": ("logprob", "lse")},
+        'outputs=("argmax",)': {"outputs": ("argmax",)},
+        'outputs=("entropy",)': {"outputs": ("entropy",)},
+        'reduction="none"': {"reduction": "none"},
+        'mode="min_memory"': {"mode": "min_memory"},
     }
-    fused = getattr(F, "linear_cross_entropy", None)
-    chunking = getattr(torch.nn, "LinearCrossEntropyOptions", None)
-    if fused is not None and chunking is not None:
-        # Its own choice of chunk is a few rows here, many times slower: measured only when asked for.
-        plans = {"torch, 256-row chunks": chunking(batch_chunk_size=256)}
-        if torch_auto:
-            plans["torch, auto chunks"] = chunking()
-        for name, plan in plans.items():
-            found[name] = functools.partial(fused_peer, fused, plan, None)
-            found[f"{name}, x[keep]"] = functools.partial(fused_peer, fused, plan, keep)
-    return found
+
+    def step(change: Row, backend: str = "auto") -> list[Tensor]:
+        made = linear_cross_entropy(problem.x, problem.weight, problem.target, backend=backend, **change)
+        loss = made if isinstance(made, Tensor) else made.loss
+        return [loss.detach(), *torch.autograd.grad(loss.sum(), problem.x)]
+
+    rows: list[Row] = []
+    names = [name for name, change in changes.items() if _agrees(step(change), step(change, "reference"))]
+    calls = [Variant(n, functools.partial(step, changes[n]), 1, torch.get_num_threads(), options.rounds) for n in names]
+    for name, times in zip(names, interleave(calls, options.rounds), strict=True):
+        row = {"variant": name} | spread(times, 1)
+        rows.append(row | {"times_plain": row["median_ms"] / (rows or [row])[0]["median_ms"]})
+    return rows + [{"variant": name, "refused": "wrong result"} for name in changes if name not in names]
 
 
-def run_scenario(
-    options: argparse.Namespace, device: torch.device, dtype: torch.dtype, *, frozen: bool
-) -> tuple[list[dict[str, Any]], bool]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(options.tokens, options.width, generator=generator).to(device, dtype)
-    weight = torch.randn(options.vocab, options.width, generator=generator) / options.width**0.5
-    weight = weight.to(device, dtype)
-    target = torch.randint(0, options.vocab, (options.tokens,), generator=generator).to(device)
-    target[: round(options.masked * options.tokens)] = -100
-    keep = (target != -100).nonzero().squeeze(1)
-    inputs = [x.requires_grad_(), weight.requires_grad_(not frozen)]
-    leaves = [t for t in inputs if t.requires_grad]
+def _agrees(made: list[Tensor], truth: list[Tensor]) -> bool:
+    return all(error < 1e-4 for error in relative_errors(made, [t.double() for t in truth]))
 
-    def step(loss: Loss) -> list[Tensor]:
-        value = loss(x, weight, target)
+
+def accuracy(options: argparse.Namespace) -> list[Row]:
+    """Relative norm errors against float64 with all three gradients, on inputs that both types can hold exactly."""
+    tokens, width, vocab = (64, 32, 2000) if options.quick else (256, 512, 32000)
+    problem = Problem.make(tokens, width, vocab, 0.25, torch.bfloat16, "cpu", frozen=False)
+    bias = torch.randn(vocab, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+    def step(loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (problem.x, problem.weight, bias)]
+        value = loss(*leaves, problem.target)
         return [value.detach(), *torch.autograd.grad(value, leaves)]
 
-    variants = peers(options.chunk_bytes, keep, torch_auto=options.torch_auto)
-    wide = [t.detach().double().requires_grad_(t.requires_grad) for t in inputs]
-    exact = F.cross_entropy(F.linear(wide[0][keep], wide[1]), target[keep])
-    truth = [exact.detach(), *torch.autograd.grad(exact, [t for t in wide if t.requires_grad])]
-    del exact, wide
-    errors = {
-        name: [relative_error(a, b) for a, b in zip(step(loss), truth, strict=True)] for name, loss in variants.items()
-    }
-    limits = [max(_TOLERANCE[dtype], 1.5 * e if dtype != torch.float32 else 0.0) for e in errors["eager"]]
-    wrong = {n for n, e in errors.items() if any(not v <= limit for v, limit in zip(e, limits, strict=True))}
+    def eager(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(x, weight, bias).to(torch.promote_types(x.dtype, torch.float32)), target)
 
-    calls: dict[str, Callable[[], object]] = {
-        f"floor: {2 if frozen else 3} GEMMs": floor(x, weight, keep, frozen=frozen)
-    }
-    for name, loss in variants.items():
-        if name not in wrong:
-            calls[name] = functools.partial(step, loss)
-    times = interleave(calls, options.rounds, device)
-    peak = {name: peak_bytes(call, device) for name, call in calls.items() if not name.startswith("floor")}
-    base = statistics.median(next(iter(times.values())))
-    rows = [
-        {
-            "variant": name,
-            "median_ms": 1e3 * statistics.median(seconds),
-            "fastest_ms": 1e3 * min(seconds),
-            "slowest_ms": 1e3 * max(seconds),
-            "times_the_floor": statistics.median(seconds) / base,
-            "peak_mib": peak[name] / 2**20 if name in peak else None,
-            "relative_errors": errors.get(name),
-        }
-        for name, seconds in times.items()
-    ]
-    rows += [{"variant": name, "refused": "wrong result", "relative_errors": errors[name]} for name in sorted(wrong)]
-    return rows, bool(wrong)
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *, backend: str) -> Tensor:
+        return linear_cross_entropy(x, weight, target, linear_bias=bias, backend=backend)
 
-
-def floor(x: Tensor, weight: Tensor, keep: Tensor, *, frozen: bool) -> Callable[[], object]:
-    """Only the GEMMs, on the kept rows, into buffers that exist already."""
-    rows, head = x.detach()[keep], weight.detach()
-    logits = rows @ head.t()
-    back, total = torch.empty_like(rows), torch.empty_like(head)
-
-    def run() -> None:
-        torch.mm(rows, head.t(), out=logits)
-        torch.mm(logits, head, out=back)
-        if not frozen:
-            torch.mm(logits.t(), rows, out=total)
-
-    return run
-
-
-def interleave(calls: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    names = list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        calls[name]()
-    for turn in range(rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            synchronize(device)
-            start = time.perf_counter()
-            calls[name]()
-            synchronize(device)
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Most bytes held during the call above what was held before it: results and workspace."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        call()
-    events = recorded.profiler.kineto_results.events()
-    held = peak = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
-def relative_error(value: Tensor, truth: Tensor) -> float:
-    return float((value.double() - truth).norm() / truth.norm())
-
-
-def print_table(head: str, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    print(
-        f"\n{head} head, N={options.tokens} D={options.width} V={options.vocab}, {options.masked:.0%} ignored, "
-        f"{options.dtype} on {options.device}, forward + backward"
-    )
-    print(f"{'variant':28}{'median ms':>11}{'min-max':>17}{'x floor':>9}{'peak MiB':>10}  worst relative error")
-    for row in rows:
-        if "refused" in row:
-            print(f"{row['variant']:28}  no time: {row['refused']}, errors {row['relative_errors']}")
-            continue
-        spread = f"{row['fastest_ms']:.0f}-{row['slowest_ms']:.0f}"
-        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        error = "" if row["relative_errors"] is None else f"{max(row['relative_errors']):.1e}"
-        print(
-            f"{row['variant']:28}{row['median_ms']:11.1f}{spread:>17}{row['times_the_floor']:9.2f}{memory:>10}  {error}"
-        )
+    truth = step(eager, torch.float64)
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        calls: dict[str, Any] = {"eager torch": eager}
+        calls |= {f"structloss, {name}": functools.partial(ours, backend=name) for name in ("auto", "torch")}
+        allowed = None
+        for name, loss in calls.items():
+            errors = relative_errors(step(loss, dtype), truth)
+            allowed = allowed or [max(1.5 * error, 1e-6) for error in errors]
+            row = {"variant": name, "dtype": str(dtype).removeprefix("torch.")}
+            row |= dict(zip(("loss", "d_input", "d_weight", "d_bias"), errors, strict=True))
+            rows.append(row | ({"refused": "wrong result"} if is_wrong(errors, allowed) else {}))
+    return rows
 
 
 if __name__ == "__main__":

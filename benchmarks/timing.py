@@ -34,7 +34,9 @@ class Variant:
     rounds: int | None = None
 
 
-def interleave(variants: Sequence[Variant], rounds: int, tick: Callable[[], object]) -> list[list[float]]:
+def interleave(
+    variants: Sequence[Variant], rounds: int, tick: Callable[[], object] = lambda: None
+) -> list[list[float]]:
     """Seconds of every call, for each variant. The order rotates, so that a drifting clock hits all of them.
 
     A call without a limit of rounds is timed in the middle of a loop over it: its threads are awake, which takes some
