@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
+#include "cpu/row_pass.hpp"
 #include "cpu/tree_alignment.hpp"
 #include "trees/tree_walker.hpp"
 
@@ -63,6 +65,102 @@ void hard(const TreePairAddresses& pairs, int64_t distance, int64_t match_a, int
                                           pointer<int64_t>(used));
 }
 
+using structloss::BFloat16;
+using structloss::HiddenGradient;
+using structloss::RowFormula;
+using structloss::RowInputs;
+using structloss::RowResults;
+using structloss::RowStream;
+
+// Calls with a null BFloat16* or float*, which says what type the logits have.
+template <class Call>
+void with_logit_type(bool bfloat16, Call call) {
+    if (bfloat16) {
+        call(static_cast<BFloat16*>(nullptr));
+    } else {
+        call(static_cast<float*>(nullptr));
+    }
+}
+
+void bind_row_pass(py::module_& module) {
+    py::class_<RowFormula>(module, "RowFormula")
+        .def(py::init([](int64_t vocab, int64_t class_weight, double class_sum, double label_smoothing,
+                         double z_loss, float softcap, float logit_scale) {
+                 return RowFormula{vocab,      pointer<const float>(class_weight),
+                                   class_sum,  label_smoothing,
+                                   z_loss,     softcap,
+                                   logit_scale};
+             }),
+             py::kw_only(), py::arg("vocab"), py::arg("class_weight"), py::arg("class_sum"),
+             py::arg("label_smoothing"), py::arg("z_loss"), py::arg("softcap"), py::arg("logit_scale"));
+
+    py::class_<RowInputs>(module, "RowInputs")
+        .def(py::init([](int64_t rows, int64_t target, int64_t weight, int64_t unlikely, int64_t upstream) {
+                 return RowInputs{rows, pointer<const int64_t>(target), pointer<const float>(weight),
+                                  pointer<const uint8_t>(unlikely), pointer<const float>(upstream)};
+             }),
+             py::kw_only(), py::arg("rows"), py::arg("target"), py::arg("weight"), py::arg("unlikely"),
+             py::arg("upstream"));
+
+    py::class_<RowResults>(module, "RowResults")
+        .def(py::init([](int64_t loss, int64_t logprob, int64_t lse, int64_t entropy, int64_t argmax) {
+                 return RowResults{pointer<float>(loss), pointer<float>(logprob), pointer<float>(lse),
+                                   pointer<float>(entropy), pointer<int64_t>(argmax)};
+             }),
+             py::kw_only(), py::arg("loss"), py::arg("logprob"), py::arg("lse"), py::arg("entropy"),
+             py::arg("argmax"));
+
+    module.def(
+        "row_pass",
+        [](const RowFormula& formula, const RowInputs& inputs, const RowResults& results, bool bfloat16,
+           int64_t logits, int64_t stride, int64_t threads) {
+            with_logit_type(bfloat16, [&](auto* type) {
+                using Logit = std::remove_pointer_t<decltype(type)>;
+                structloss::row_pass(formula, inputs, results, pointer<Logit>(logits), stride, threads);
+            });
+        },
+        py::arg("formula"), py::arg("inputs"), py::arg("results"), py::kw_only(), py::arg("bfloat16"),
+        py::arg("logits"), py::arg("stride"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+
+    py::class_<RowStream>(module, "RowStream")
+        .def(py::init<const RowFormula&, int64_t, bool, bool>(), py::arg("formula"), py::kw_only(),
+             py::arg("rows"), py::arg("entropy"), py::arg("argmax"))
+        .def(
+            "absorb",
+            [](RowStream& stream, bool bfloat16, int64_t target, int64_t first, int64_t columns,
+               int64_t logits, bool weigh, int64_t total, int64_t width, int64_t threads) {
+                with_logit_type(bfloat16, [&](auto* type) {
+                    using Logit = std::remove_pointer_t<decltype(type)>;
+                    stream.absorb(pointer<const int64_t>(target), first, columns, pointer<Logit>(logits),
+                                  weigh, pointer<float>(total), width, threads);
+                });
+            },
+            py::kw_only(), py::arg("bfloat16"), py::arg("target"), py::arg("first"), py::arg("columns"),
+            py::arg("logits"), py::arg("weigh"), py::arg("total"), py::arg("width"), py::arg("threads"),
+            py::call_guard<py::gil_scoped_release>())
+        .def(
+            "finish",
+            [](RowStream& stream, const RowInputs& inputs, const RowResults& results, bool bfloat16,
+               int64_t width, int64_t total, int64_t weight, int64_t weight_row_stride,
+               int64_t weight_column_stride, int64_t index, int64_t out, int64_t threads) {
+                with_logit_type(bfloat16, [&](auto* type) {
+                    using Logit = std::remove_pointer_t<decltype(type)>;
+                    stream.finish(inputs, results,
+                                  HiddenGradient<Logit>{width,
+                                                        pointer<const float>(total),
+                                                        pointer<const Logit>(weight),
+                                                        {weight_row_stride, weight_column_stride},
+                                                        pointer<const int64_t>(index),
+                                                        pointer<Logit>(out)},
+                                  threads);
+                });
+            },
+            py::arg("inputs"), py::arg("results"), py::kw_only(), py::arg("bfloat16"), py::arg("width"),
+            py::arg("total"), py::arg("weight"), py::arg("weight_row_stride"),
+            py::arg("weight_column_stride"), py::arg("index"), py::arg("out"), py::arg("threads"),
+            py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -100,5 +198,6 @@ PYBIND11_MODULE(_C, module) {
         py::arg("pairs"), py::arg("distance"), py::arg("match_a"), py::arg("match_b"), py::arg("used"),
         py::call_guard<py::gil_scoped_release>());
 
+    bind_row_pass(module);
     structloss::bind_tree_walker(module);
 }

@@ -31,19 +31,20 @@ bool find_parallel_region() {
 
 }  // namespace
 
-void run_on_threads(int64_t threads, void (*work)(void*), void* context) {
-    if (threads <= 1) return work(context);
+void run_on_threads(int64_t threads, void (*run)(void*), void* context) {
+    if (threads <= 1) return run(context);
     [[maybe_unused]] static const bool searched = find_parallel_region();
-    if (parallel_region != nullptr) return parallel_region(work, context, static_cast<unsigned>(threads), 0);
+    if (parallel_region != nullptr) return parallel_region(run, context, static_cast<unsigned>(threads), 0);
     std::vector<std::thread> helpers;
+    helpers.reserve(threads);  // so that nothing throws once one of them runs
     for (int64_t t = 1; t < threads; ++t) {
         try {
-            helpers.emplace_back(work, context);
+            helpers.emplace_back(run, context);
         } catch (const std::system_error&) {
             break;  // no more threads to be had: those that run do the work
         }
     }
-    work(context);
+    run(context);
     for (std::thread& helper : helpers) helper.join();
 }
 

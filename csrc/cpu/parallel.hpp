@@ -6,19 +6,30 @@
 // Without one (another system, another parallel backend) plain threads do the work.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <type_traits>
 
 namespace structloss {
 
-// Calls work() on up to `threads` threads at once, the caller's among them, and waits for all of them. `work`
-// must not throw: it takes its share of the items from a counter and keeps its own failures.
-void run_on_threads(int64_t threads, void (*work)(void*), void* context);
+// Calls run(context) on up to `threads` threads at once, the caller's among them, and returns when all have.
+// `run` must not throw, and one call must do all the work when it is the only one.
+void run_on_threads(int64_t threads, void (*run)(void*), void* context);
 
+// work(t) on up to `threads` threads, t = 0, 1, ... in no order. `work` shares its items by itself, as from a
+// counter, and keeps its own failures.
 template <class Work>
-void run_on_threads(int64_t threads, Work&& work) {
+void on_threads(int64_t threads, Work work) {
+    struct Context {
+        Work& work;
+        std::atomic<int64_t> next{0};
+    } context{work, {0}};
     run_on_threads(
-        threads, [](void* context) { (*static_cast<std::remove_reference_t<Work>*>(context))(); }, &work);
+        threads,
+        [](void* shared) {
+            Context& mine = *static_cast<Context*>(shared);
+            mine.work(mine.next++);
+        },
+        &context);
 }
 
 }  // namespace structloss

@@ -188,7 +188,7 @@ def chunked_pass(
     """
     count, width = rows.count, x.shape[1]
     logits_dtype = logits_dtype or x.dtype
-    gradients = _zero_gradients(x, head, rows, needs, accumulate)
+    gradients = zero_gradients(x, head, rows, needs, accumulate)
     if count == 0:
         return gradients
     vocab = head.vocab if shard is None else shard.largest
@@ -244,7 +244,7 @@ def chunked_pass(
     return gradients
 
 
-def _zero_gradients(x: Tensor, head: Head, rows: KeptRows, needs: Needs, accumulate: torch.dtype) -> Gradients:
+def zero_gradients(x: Tensor, head: Head, rows: KeptRows, needs: Needs, accumulate: torch.dtype) -> Gradients:
     # The first chunk overwrites the weight's gradient, so it is cleared only where there is no chunk at all.
     fresh = torch.zeros if rows.count == 0 else torch.empty
     device = x.device

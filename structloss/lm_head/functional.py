@@ -23,7 +23,7 @@ from structloss.lm_head.arguments import (
     split_denominator,
 )
 from structloss.lm_head.dtensor import is_dtensor, local_tensors
-from structloss.lm_head.op import choose_backend, linear_cross_entropy_op
+from structloss.lm_head.op import linear_cross_entropy_op
 from structloss.lm_head.reference import reference_logits, reference_loss
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
             num_valid,
             check_targets,
             chunk_bytes,
-            choose_backend("torch" if process_group is not None else backend, flat_input.device, flat_input.dtype),
+            "torch" if process_group is not None else backend,
             None if process_group is None else process_group.group_name,
             _gradients_in_forward((flat_input, linear_weight, linear_bias, lora_a, lora_b), reduction, mode),
             [name in outputs for name in OUTPUTS],

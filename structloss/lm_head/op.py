@@ -12,6 +12,7 @@ of a group whose ranks share the vocabulary (then every rank must make the call)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -21,14 +22,16 @@ import torch
 from torch import Tensor
 
 from structloss.lm_head.chunks import Gradients, Head, Needs, accumulator_dtype, head_pass
-from structloss.lm_head.kept_rows import effective_weight, keep_mask, keep_rows, spread_rows
-from structloss.lm_head.row_pass import RowFormula, RowPass, TorchRowPass, row_dtype
+from structloss.lm_head.kept_rows import KeptRows, effective_weight, keep_mask, keep_rows, spread_rows
+from structloss.lm_head.row_pass import RowFormula, RowPass, RowResults, TorchRowPass, row_dtype
 from structloss.lm_head.stored_gradients import refuse_second_order, scaled
+from structloss.lm_head.stream import can_stream, stream_pass
 from structloss.lm_head.vocab_parallel import VocabShard
 
 # What "auto" takes for float32 and bfloat16 where it can be imported, before torch operations. The Triton kernel joins
 # the list for CUDA tensors when it has been measured on a GPU; until then it is served on request only.
-_AUTO: dict[str, str] = {}
+_AUTO = {"cpu": "cpu"}
+_warned = False
 _MODULES = {"cpu": "the compiled extension structloss._C", "triton": "the package triton"}
 
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -37,10 +40,21 @@ Backward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The row pass that serves a call: "torch", "cpu" or "triton". Raises instead of taking another one."""
+    global _warned
     if backend == "auto":
         best = _AUTO.get(device.type)
-        usable = best is not None and dtype != torch.float64 and _kernels(best).import_error is None
-        return best if best is not None and usable else "torch"
+        if best is None or dtype == torch.float64:
+            return "torch"
+        missing = _kernels(best).import_error
+        if missing is not None and not _warned:
+            _warned = True
+            warnings.warn(
+                f"the LM head runs in torch operations, somewhat slower, because {_MODULES[best]} is missing "
+                f"({missing}); build it with `pip install .` in a checkout",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return best if missing is None else "torch"
     if backend == "torch":
         return backend
     if backend == "cuda":
@@ -64,6 +78,34 @@ def _kernels(backend: str) -> ModuleType:
 
 def _row_pass(backend: str) -> type[RowPass]:
     return TorchRowPass if backend == "torch" else _kernels(backend).RowPass
+
+
+def _pass_over_the_head(
+    x: Tensor,
+    head: Head,
+    rows: KeptRows,
+    formula: RowFormula,
+    needs: Needs,
+    upstream: Tensor | None,
+    *,
+    backend: str,
+    chunk_bytes: int | None,
+    shard: VocabShard | None,
+    process_group: str | None,
+    entropy: bool = False,
+    argmax: bool = False,
+) -> tuple[RowResults, Gradients]:
+    """`stream_pass` where the backend and the call allow it, else `head_pass`."""
+    if backend == "cpu" and shard is None and can_stream(head, formula, needs):
+        return stream_pass(
+            x, head, rows, formula, needs, upstream, entropy=entropy, argmax=argmax, chunk_bytes=chunk_bytes,
+            row_stream=_kernels(backend).RowStream,
+        )  # fmt: skip
+    return head_pass(
+        x, head, rows, formula, needs, upstream, entropy=entropy, argmax=argmax, chunk_bytes=chunk_bytes,
+        accumulate=_accumulator(x, head.weight, chunk_bytes, process_group),
+        row_pass=_row_pass(backend) if shard is None else shard.row_pass(), shard=shard,
+    )  # fmt: skip
 
 
 def forward_pass(
@@ -98,6 +140,7 @@ def forward_pass(
     False).
     """
     asked = Needs(*needs)
+    backend = choose_backend(backend, input.device, input.dtype)
     dtype = row_dtype(input.dtype)
     with torch.autocast(input.device.type, enabled=False):
         classes = None if class_weight is None else class_weight.to(dtype)
@@ -120,7 +163,7 @@ def forward_pass(
             num_valid=num_valid,
             check_targets=check_targets,
         )
-        results, gradients = head_pass(
+        results, gradients = _pass_over_the_head(
             input,
             Head(weight, bias, lora_a, lora_b, lora_scale),
             rows,
@@ -129,10 +172,10 @@ def forward_pass(
             None,
             entropy=wants[2],
             argmax=wants[3],
-            accumulate=_accumulator(input, weight, chunk_bytes, process_group),
             chunk_bytes=chunk_bytes,
-            row_pass=_row_pass(backend) if shard is None else shard.row_pass(),
+            backend=backend,
             shard=shard,
+            process_group=process_group,
         )
         total = input.shape[0]
         if reduction == "none":
@@ -180,6 +223,7 @@ def backward_pass(
     """Gradients for an upstream gradient () or (N,), which is folded into the logits' gradient before the
     GEMMs.
     """
+    backend = choose_backend(backend, input.device, input.dtype)
     dtype = row_dtype(input.dtype)
     with torch.autocast(input.device.type, enabled=False):
         upstream = upstream.to(dtype)
@@ -205,19 +249,17 @@ def backward_pass(
         )
         if upstream.dim() == 1 and rows.index is not None:
             upstream = upstream.index_select(0, rows.index)
-        _, gradients = head_pass(
+        _, gradients = _pass_over_the_head(
             input,
             Head(weight, bias, lora_a, lora_b, lora_scale),
             rows,
             RowFormula(classes, label_smoothing, z_loss, softcap, logit_scale),
             Needs(*needs),
             upstream,
-            entropy=False,
-            argmax=False,
-            accumulate=_accumulator(input, weight, chunk_bytes, process_group),
             chunk_bytes=chunk_bytes,
-            row_pass=_row_pass(backend) if shard is None else shard.row_pass(),
+            backend=backend,
             shard=shard,
+            process_group=process_group,
         )
     return _gradient_outputs(gradients, input, weight, chunk_bytes, process_group)
 

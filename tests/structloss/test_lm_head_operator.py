@@ -128,8 +128,9 @@ def test_upstream_zeros_are_dropped_from_the_recompute() -> None:
     assert head_gemms(lambda: logprob.backward(upstream), N // 8) == pytest.approx(2, abs=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_frozen_half_masked_call_stays_within_gradient_and_workspace(dtype: torch.dtype) -> None:
+def test_frozen_half_masked_call_stays_within_gradient_and_workspace(dtype: torch.dtype, backend: str) -> None:
     vocab = 8191
     x, weight, _, target = problem(dtype, vocab)
     x.requires_grad_()
@@ -143,7 +144,7 @@ def test_frozen_half_masked_call_stays_within_gradient_and_workspace(dtype: torc
     assert vectors < min(N // 2 * vocab, vocab * D) * size / 4
 
     def forward() -> Tensor:
-        return linear_cross_entropy(x, weight, target, chunk_bytes=rows * vocab * size)
+        return linear_cross_entropy(x, weight, target, chunk_bytes=rows * vocab * size, backend=backend)
 
     forward()
     # The bfloat16 GEMMs of a CPU take scratch of their own.
@@ -154,7 +155,10 @@ def test_frozen_half_masked_call_stays_within_gradient_and_workspace(dtype: torc
     )
     vectors += scratch
     bare = gradient + workspace
-    assert bare <= peak_bytes(forward) <= bare + vectors
+    held = peak_bytes(forward)
+    assert gradient < held <= bare + vectors
+    if backend == "torch":  # the bound is tight
+        assert held >= bare
 
 
 def test_backward_of_a_mean_allocates_nothing_large() -> None:
