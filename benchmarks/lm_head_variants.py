@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler reports every start on stderr
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 from structloss.lm_head import linear_cross_entropy
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-# Relative norm error against float64 that is taken for right: one rounding of a bfloat16 result is 2e-3 at most, and
-# torch's fused loss returns one. A bfloat16 variant may also be as far off as 1.5x the eager computation of the same
+# Relative norm error against float64 that is taken for right: one rounding of a bfloat16 number is up to 4e-3, and
+# torch's fused loss is one. A bfloat16 variant may also be as far off as 1.5x the eager computation of the same
 # run, which is what a user has today.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-3}
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-3}
 # Rows of torch's own chunked cross-entropy. Its own choice is a few rows at these shapes and many times slower.
 _TORCH_ROWS = 256
 _TRUTH_ROWS = 256
