@@ -9,6 +9,7 @@ shapes    half of the tokens ignored, frozen head, at three shapes; one of them 
 sweep     time and memory by the share of ignored tokens, frozen and trained
 options   what each option costs beside the plain call
 accuracy  errors of loss and gradients against float64, beside those of eager torch
+topk      linear_topk_kl: time beside the cross-entropy, and what logits rounded to bfloat16 would do to its gradient
 
 Variants run interleaved, the order rotating from round to round, so that a drifting clock hits all of them. The floor
 is the bare GEMMs on the kept rows: two when the head is frozen, three when it is trained. A variant whose loss or
@@ -42,10 +43,12 @@ from benchmarks.lm_head_variants import (
     variants,
 )
 from benchmarks.timing import Variant, environment, interleave, spread
-from structloss.lm_head import linear_cross_entropy
+from structloss.lm_head import linear_cross_entropy, linear_topk_kl
+from structloss.lm_head.topk_formula import TopkFormula
+from structloss.lm_head.topk_reference import divergence_from_topk
 
 Row = dict[str, Any]
-STUDIES = ("shapes", "sweep", "options", "accuracy")
+STUDIES = ("shapes", "sweep", "options", "accuracy", "topk")
 SHAPES = [  # tokens, width, vocabulary, dtype, frozen
     (2048, 512, 32000, "float32", True),
     (2048, 1024, 32000, "float32", True),
@@ -67,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = json.loads(options.out.read_text()) | report
     failed = False
     for study in options.study:
-        rows = {"shapes": shapes, "sweep": sweep, "options": costs, "accuracy": accuracy}[study](options)
+        made = {"shapes": shapes, "sweep": sweep, "options": costs, "accuracy": accuracy, "topk": topk}
+        rows = made[study](options)
         failed |= any("refused" in row for row in rows)
         report[study] = {"environment": environment(()), "rows": rows}
         print(f"\n{lm_head_report.tables(report)[study]}")
@@ -221,6 +225,62 @@ def accuracy(options: argparse.Namespace) -> list[Row]:
             row = {"variant": name, "dtype": str(dtype).removeprefix("torch.")}
             row |= dict(zip(("loss", "d_input", "d_weight", "d_bias"), errors, strict=True))
             rows.append(row | ({"refused": "wrong result"} if is_wrong(errors, allowed) else {}))
+    return rows
+
+
+def _gradient_of_logits(logits: Tensor, ids: Tensor, logprobs: Tensor, kind: str) -> Tensor:
+    """By the float64 reference, as a head of one class a column of the identity would be too large."""
+    leaf = logits.requires_grad_()
+    formula = TopkFormula(kind, "bucket", 1.0, 0.5, 1e-6, logits.shape[1], 1.0, 0.0, None, 1.0)
+    loss = divergence_from_topk(leaf, ids, logprobs, formula).mean()
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+def topk(options: argparse.Namespace) -> list[Row]:
+    """A teacher's 64 best classes: forward and backward with a frozen head, and errors of dX for bfloat16 inputs."""
+    tokens, width, vocab, k = (64, 32, 2000, 8) if options.quick else (384, 512, 32000, 64)
+    problem = Problem.make(tokens, width, vocab, 0.0, torch.bfloat16, "cpu", frozen=True)
+    draw = torch.Generator().manual_seed(2)
+    logits = problem.x.detach().float() @ problem.weight.float().t()
+    teacher = (logits + 0.3 * torch.randn(logits.shape, generator=draw)).log_softmax(-1)
+    logprobs, ids = teacher.topk(k, -1)
+    wide_weight, wide_x = problem.weight.float(), problem.x.detach().float().requires_grad_()
+
+    def gradient(x: Tensor, weight: Tensor, **change: Any) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(linear_topk_kl(leaf, weight, ids, logprobs, **change), leaf)[0].double()
+
+    def time_of(**change: Any) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(linear_topk_kl(wide_x, wide_weight, ids, logprobs, **change), wide_x)
+
+    def cross_entropy() -> object:
+        return torch.autograd.grad(linear_cross_entropy(wide_x, wide_weight, problem.target, backend="torch"), wide_x)
+
+    changes: dict[str, Row] = {kind: {"kind": kind} for kind in ("forward", "reverse", "jsd")}
+    calls = {"linear_cross_entropy, torch": cross_entropy} | {
+        name: time_of(**change) for name, change in changes.items()
+    }
+    mixed = {"target": problem.target, "cross_entropy_weight": 0.5}
+    calls["forward with cross-entropy"] = time_of(**mixed)
+    for call in calls.values():
+        call()
+    threads = torch.get_num_threads()
+    seconds = interleave([Variant(n, c, 1, threads, options.rounds) for n, c in calls.items()], options.rounds)
+    rows: list[Row] = []
+    for name, times in zip(calls, seconds, strict=True):
+        row = {"variant": name} | spread(times, 1)
+        row["times_cross_entropy"] = row["median_ms"] / (rows or [row])[0]["median_ms"]
+        rows.append(row)
+        if name not in changes:
+            continue
+        truth = gradient(problem.x.double(), problem.weight.double(), backend="reference", **changes[name])
+        rounded = logits.bfloat16().double()  # what a bfloat16 GEMM leaves of the logits
+        of_rounded = _gradient_of_logits(rounded, ids, logprobs, name)
+        (ours,) = relative_errors([gradient(problem.x, problem.weight, **changes[name])], [truth])
+        (theirs,) = relative_errors([of_rounded @ problem.weight.double()], [truth])
+        row |= {"error": ours, "error_of_rounded_logits": theirs}
+        if not ours < 0.01:
+            row["refused"] = "wrong result"
     return rows
 
 

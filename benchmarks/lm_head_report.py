@@ -23,19 +23,23 @@ _COLOURS = {
 
 
 def publish(results: Path, folder: Path | None, document: Path | None) -> None:
-    """The SVG file into `folder`, tables into `document`, both from lm_head.json in `results`."""
-    file = results / "lm_head.json"
-    report = json.loads(file.read_text()) if file.is_file() else {}
+    """The SVG file into `folder`, tables into `document`, from lm_head.json and lm_head_device.json in `results`."""
+    report, device = (
+        json.loads((results / name).read_text()) if (results / name).is_file() else {}
+        for name in ("lm_head.json", "lm_head_device.json")
+    )
     if folder is not None and "sweep" in report:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lm_head_masked.svg").write_text(by_masked_share(report["sweep"]["rows"]))
     if document is not None:
-        document.write_text(fill(document.read_text(), tables(report)))
+        document.write_text(
+            fill(document.read_text(), tables(report) | ({"device": device_table(device)} if device else {}))
+        )
 
 
 def tables(report: Row) -> dict[str, str]:
     """Every table that the report has the rows for."""
-    makers = {"shapes": shapes, "sweep": sweep, "options": options, "accuracy": accuracy}
+    makers = {"shapes": shapes, "sweep": sweep, "options": options, "accuracy": accuracy, "topk": topk}
     made = {}
     for name, make in makers.items():
         if name in report:
@@ -94,6 +98,15 @@ def accuracy(rows: Sequence[Row]) -> str:
     return markdown(["type", "relative error against float64", "loss", "dX", "dW", "db"], lines)
 
 
+def topk(rows: Sequence[Row]) -> str:
+    lines = [
+        [f"`{r['variant']}`", timed(r), f"{r['times_cross_entropy']:.2f}"]
+        + [f"{r[name]:.1e}" if name in r else "" for name in ("error", "error_of_rounded_logits")]
+        for r in rows
+    ]
+    return markdown(["call", "ms", "x cross-entropy", "error of dX", "with logits rounded to bfloat16"], lines)
+
+
 def by_masked_share(rows: Sequence[Row]) -> str:
     """Milliseconds and MiB by the share of ignored tokens, frozen head left, trained head right."""
     shapes_drawn: list[str] = []
@@ -121,3 +134,24 @@ def by_masked_share(rows: Sequence[Row]) -> str:
 
 def _colour(name: str) -> str:
     return _COLOURS.get(name.partition(":")[0], "#000000")
+
+
+def device_table(report: Row) -> str:
+    """What lm_head_device.py measured."""
+    given = report["arguments"]
+    lines = []
+    for row in report["rows"]:
+        key = [f"{row['masked']:.0%}", "frozen" if row["frozen"] else "trained", f"`{row['variant']}`"]
+        if "refused" in row:
+            lines.append([*key, f"no time: {row['refused']}", "", "", ""])
+            continue
+        peak = f"{row['peak_mib']:.0f}" if "peak_mib" in row else ""
+        error = f"{max(row['relative_errors']):.0e}" if "relative_errors" in row else ""
+        lines.append([*key, timed(row), f"{row['times_the_floor']:.2f}", peak, error])
+    shape = f"N={given['tokens']}, D={given['width']}, V={given['vocab']:,}, {given['dtype']} on {report['device']}"
+    calls = markdown(["ignored", "head", "call", "ms", "x floor", "peak, MiB", "worst error"], lines)
+    alone = markdown(
+        ["row pass alone", "ms", "GB/s of one read and one write"],
+        [[f"{row['variant']}, {row['rows']} rows", timed(row), f"{row['gb_per_s']:.0f}"] for row in report["row_pass"]],
+    )
+    return f"{shape}\n\n{calls}\n\n{alone}\n\n{conditions(report)}"

@@ -261,7 +261,7 @@ def arguments(**change: Any) -> tuple[Any, ...]:
     return (
         leaves[0].detach().requires_grad_(change.get("grad", True)), weight, target[:9], bias, None,
         torch.linspace(-0.2, 1, 9), None, None, None, 1.0, reduction, -100, 0.1, "unlikelihood", 5.0, 0.01,
-        9.0, 1.0, None, False, None, "torch", None, needs, change.get("wants", [True, False, True, True]),
+        9.0, 1.0, None, False, None, change.get("backend", "torch"), None, needs, change.get("wants", [True, False, True, True]),
     )  # fmt: skip
 
 
@@ -273,8 +273,10 @@ def arguments(**change: Any) -> tuple[Any, ...]:
         {"reduction": "none", "needs": [False] * 5},
         {"reduction": "sum", "needs": [False] * 5, "grad": False},
         {"wants": [False] * 4, "needs": [True, False, False, False, False], "grad": False},
+        {"backend": "auto"},
+        {"backend": "auto", "needs": [True, False, False, False, False], "grad": False},
     ],
-    ids=["mean", "bfloat16", "recompute", "no gradient", "gradient without autograd"],
+    ids=["mean", "bfloat16", "recompute", "no gradient", "gradient without autograd", "auto", "auto, frozen"],
 )
 def test_opcheck_forward(change: dict[str, Any]) -> None:
     torch.library.opcheck(linear_cross_entropy_op, arguments(**change))
