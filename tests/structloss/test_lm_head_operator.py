@@ -261,7 +261,8 @@ def arguments(**change: Any) -> tuple[Any, ...]:
     return (
         leaves[0].detach().requires_grad_(change.get("grad", True)), weight, target[:9], bias, None,
         torch.linspace(-0.2, 1, 9), None, None, None, 1.0, reduction, -100, 0.1, "unlikelihood", 5.0, 0.01,
-        9.0, 1.0, None, False, None, change.get("backend", "torch"), None, needs, change.get("wants", [True, False, True, True]),
+        9.0, 1.0, None, False, None, change.get("backend", "torch"), None, needs,
+        change.get("wants", [True, False, True, True]),
     )  # fmt: skip
 
 
