@@ -20,6 +20,7 @@ namespace py = pybind11;
 
 // The values are those of walk.py.
 enum class Mode : int { dropped = -1, descend, transparent, atom, plain, string, text_if_leaf, root };
+enum class Interpolation : int { never, prefix, escape };
 constexpr int64_t error_kind = 1;
 
 struct Rule {
@@ -68,8 +69,14 @@ std::string_view string_prefix(std::string_view text) {
     return text.substr(0, std::find_if(text.begin(), text.end(), is_quote) - text.begin());
 }
 
-bool interpolates(std::string_view text) {
-    return string_prefix(text.substr(0, 3)).find_first_of("fFtT") != std::string_view::npos;
+// Whether a string literal keeps its parts; `rest` is the source from its start on.
+bool interpolates(std::string_view text, std::string_view rest, Interpolation how) {
+    if (how == Interpolation::prefix)
+        return string_prefix(rest.substr(0, 3)).find_first_of("fFtT") != std::string_view::npos;
+    if (how == Interpolation::escape)
+        for (size_t i = 0; i + 1 < text.size(); ++i)
+            if (text[i] == '\\' && text[++i] == '{') return true;
+    return false;
 }
 
 struct Columns {
@@ -99,11 +106,12 @@ class TreeWalker {
   public:
     TreeWalker(std::vector<std::vector<std::pair<int64_t, int>>> rules, std::vector<size_t> rules_below,
                std::vector<int64_t> kind_labels, std::vector<py::object> text_labels,
-               py::object prefix_labels)
+               py::object prefix_labels, int interpolation)
         : rules_below_(std::move(rules_below)),
           kind_labels_(std::move(kind_labels)),
           text_labels_(std::move(text_labels)),
-          prefix_labels_(std::move(prefix_labels)) {
+          prefix_labels_(std::move(prefix_labels)),
+          interpolation_(static_cast<Interpolation>(interpolation)) {
         for (const auto& row : rules) {
             rules_.emplace_back();
             for (const auto& [kind, mode] : row) rules_.back().push_back({kind, static_cast<Mode>(mode)});
@@ -159,7 +167,8 @@ class TreeWalker {
             if (rule.mode == Mode::plain) {
                 add_leaf(rule.kind, walker_.kind_labels_[rule.kind], span);
             } else if (rule.mode == Mode::atom ||
-                       (rule.mode == Mode::string && !interpolates(source_.substr(span.first)))) {
+                       (rule.mode == Mode::string &&
+                        !interpolates(text, source_.substr(span.first), walker_.interpolation_))) {
                 add_leaf(rule.kind, label_of(walker_.text_labels_[rule.kind], text), span);
             } else {
                 open(id, rule, span);
@@ -231,6 +240,7 @@ class TreeWalker {
     std::vector<int64_t> kind_labels_;
     std::vector<py::object> text_labels_;
     py::object prefix_labels_;
+    Interpolation interpolation_;
     const Attribute node_{"TreeCursor", "node"}, kind_id_{"Node", "kind_id"},
         start_byte_{"Node", "start_byte"}, end_byte_{"Node", "end_byte"};
 };
@@ -240,9 +250,9 @@ class TreeWalker {
 void bind_tree_walker(py::module_& module) {
     py::class_<TreeWalker>(module, "TreeWalker")
         .def(py::init<std::vector<std::vector<std::pair<int64_t, int>>>, std::vector<size_t>,
-                      std::vector<int64_t>, std::vector<py::object>, py::object>(),
+                      std::vector<int64_t>, std::vector<py::object>, py::object, int>(),
              py::kw_only(), py::arg("rules"), py::arg("rules_below"), py::arg("kind_labels"),
-             py::arg("text_labels"), py::arg("prefix_labels"))
+             py::arg("text_labels"), py::arg("prefix_labels"), py::arg("interpolation"))
         .def("walk", &TreeWalker::walk, py::arg("root"), py::arg("source"));
 }
 

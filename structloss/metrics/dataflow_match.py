@@ -13,7 +13,7 @@ Signature = tuple[str, tuple[str, ...]]
 Edge = tuple[Signature, Signature]
 
 
-def dataflow_match(candidate: str, reference: str) -> float | None:
+def dataflow_match(candidate: str, reference: str, *, language: str = "python") -> float | None:
     """Clipped F1 between the def-use edges of two Python programs, in [0, 1].
 
         E(p) = multiset of (signature of the definition, signature of what its use flows to)
@@ -34,7 +34,8 @@ def dataflow_match(candidate: str, reference: str) -> float | None:
     None means that the measure does not exist for this reference; it is not 0 and not 1. Average over the
     others, and say how many. A candidate that does not parse scores 0.0.
 
-    Raises ValueError where `reference` does not parse, TypeError for anything but str.
+    Raises ValueError where `reference` does not parse or for any `language` but Python, whose scopes are the only ones
+    known here, TypeError for anything but str.
 
     Source: the data-flow component of CodeBLEU (Ren et al. 2020, arXiv:2009.10297), which numbers the
     variables.
@@ -44,6 +45,8 @@ def dataflow_match(candidate: str, reference: str) -> float | None:
     >>> dataflow_match("x = 1", "print(1)") is None
     True
     """
+    if language != "python":
+        raise ValueError(f"language: got {language!r}, but data flow is followed in 'python' only (tsed takes all)")
     reference_module = parse_reference(reference)
     candidate_module = parse_candidate(candidate)
     try:

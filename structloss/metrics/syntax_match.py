@@ -1,4 +1,4 @@
-"""Syntax match: which sub-trees of Python's syntax tree two programs share."""
+"""Syntax match: which sub-trees two programs share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from hashlib import blake2b
 
+from structloss.trees import Tree, parse
+
 from .python_source import clipped_f1, parse_candidate, parse_reference
 
 
-def syntax_match(candidate: str, reference: str) -> float:
-    """Clipped F1 between the sub-trees of two Python programs, in [0, 1].
+def syntax_match(candidate: str, reference: str, *, language: str = "python") -> float:
+    """Clipped F1 between the sub-trees of two programs, in [0, 1].
 
         S(p) = multiset of the sub-trees of p that have at least two nodes
         syntax_match = 2 |S(candidate) & S(reference)| / (|S(candidate)| + |S(reference)|)
@@ -25,7 +27,12 @@ def syntax_match(candidate: str, reference: str) -> float:
 
     A candidate that does not parse scores 0.0. Two empty programs score 1.0.
 
-    Raises ValueError where `reference` does not parse, TypeError for anything but str.
+    Python is read by Python's own parser. Any other language is read by :func:`structloss.parse`, and that says less:
+    names count by their text, so renaming changes the score, and broken code is compared by what can be recognised.
+    The values of two languages are not comparable.
+
+    Raises ValueError where a Python `reference` does not parse or for an unknown language, TypeError for anything but
+    str.
 
     Source: the syntax component of CodeBLEU (Ren et al. 2020, arXiv:2009.10297), which is a recall without
     clipping and without leaves.
@@ -35,9 +42,29 @@ def syntax_match(candidate: str, reference: str) -> float:
     >>> syntax_match("x = 1", "x = 2")
     0.0
     """
+    if language != "python":
+        for name, source in (("candidate", candidate), ("reference", reference)):
+            if not isinstance(source, str):
+                raise TypeError(f"{name}: got {type(source).__name__}, wants str")
+        return clipped_f1(
+            _labelled_subtrees(parse(candidate, language)), _labelled_subtrees(parse(reference, language))
+        )
     wanted = _subtrees(parse_reference(reference))
     module = parse_candidate(candidate)
     return 0.0 if module is None else clipped_f1(_subtrees(module), wanted)
+
+
+def _labelled_subtrees(tree: Tree) -> Counter[bytes]:
+    """Digests of all sub-trees of `tree` with at least two nodes: its label and, in order, those of its children."""
+    counts: Counter[bytes] = Counter()
+    below: list[list[bytes]] = [[] for _ in range(tree.size)]
+    for label, parent, children in zip(tree.label.tolist(), tree.parent.tolist(), below, strict=True):
+        digest = blake2b(label.to_bytes(8, "little") + b"".join(children), digest_size=16).digest()
+        if children:
+            counts[digest] += 1
+        if parent >= 0:
+            below[parent].append(digest)
+    return counts
 
 
 def _subtrees(module: ast.Module) -> Counter[bytes]:

@@ -1,4 +1,4 @@
-"""The parser's tree to post-order arrays, by the rules of ``kinds.py``.
+"""The parser's tree to post-order arrays, by the rules of ``language_rules.py``.
 
 The walk exists twice, with the same result: compiled (csrc/trees), and in Python for an installation without the
 compiled extension. The parser's nodes can only be had as Python objects, one at a time; the compiled walk reads the
@@ -7,16 +7,18 @@ same objects without the interpreter in between.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import blake2b
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 import tree_sitter
-import tree_sitter_python
 
-from .kinds import ERROR, UNKNOWN, LanguageRules, language_rules
+from .kinds import language_rules
+from .language_rules import ERROR, UNKNOWN, LanguageRules
 
 try:
     from structloss._C import TreeWalker
@@ -26,7 +28,9 @@ except ImportError:  # the extension is optional at run time
 # What to do with a grammar node. The compiled walk knows the numbers.
 _DROPPED, _DESCEND, _TRANSPARENT, _ATOM, _PLAIN, _STRING, _TEXT_IF_LEAF, _ROOT = range(-1, 7)
 
-_GRAMMARS = {"python": tree_sitter_python.language}
+# How a string literal says that it has parts. The compiled walk knows the numbers.
+_INTERPOLATION = {"never": 0, "prefix": 1, "escape": 2}
+
 _ERROR_ID = 0xFFFF
 _MOST_LABELS = 1 << 16
 
@@ -61,14 +65,18 @@ class InstalledGrammar(NamedTuple):
     kind_labels: tuple[int, ...]
     text_labels: tuple[TextLabels, ...]  # by kind
     prefix_labels: TextLabels  # of strings that keep their parts, by what stands before the quote
+    interpolation: str
     walker: Any  # the compiled walk, or None
 
 
 @cache
 def installed_grammar(language: str) -> InstalledGrammar:
-    """The grammar of `language` and the rules for it. Raises ValueError for an unknown language."""
+    """The grammar of `language` and the rules for it.
+
+    Raises ValueError for an unknown language, ImportError where its grammar is not installed.
+    """
     rules = language_rules(language)
-    grammar = tree_sitter.Language(_GRAMMARS[language]())
+    grammar = _grammar(language)
     kind_of = {name: i for i, name in enumerate(rules.kinds)}
     named: list[tuple[int, str]] = [(_ERROR_ID, "ERROR")]
     tokens: dict[str, list[int]] = {}
@@ -83,11 +91,13 @@ def installed_grammar(language: str) -> InstalledGrammar:
     plan_below = {}
     for i, name in named:
         kept = {t: (kind_of[text], _PLAIN) for text in rules.operators.get(name, ()) for t in tokens.get(text, ())}
+        stay = rules.kept_below.get(name, ())
+        kept |= {child: (kind_of[text], _mode(text, rules, stays=True)) for child, text in named if text in stay}
         if kept:
             plan_below[i] = plan | kept
     kind_labels = tuple(_label(name, b"") for name in rules.kinds)
-    text_labels = tuple(TextLabels(name, _string_text if name == "string" else bytes) for name in rules.kinds)
-    prefix_labels = TextLabels("string", bytes.lower)
+    text_labels = tuple(TextLabels(name, _string_text if name == rules.string else bytes) for name in rules.kinds)
+    prefix_labels = TextLabels(rules.string, bytes.lower)
     walker = None
     if TreeWalker is not None:
         ids = [*range(grammar.node_kind_count), _ERROR_ID]
@@ -98,18 +108,32 @@ def installed_grammar(language: str) -> InstalledGrammar:
             kind_labels=kind_labels,
             text_labels=text_labels,
             prefix_labels=prefix_labels,
+            interpolation=_INTERPOLATION[rules.interpolation],
         )
-    return InstalledGrammar(grammar, plan, plan_below, kind_labels, text_labels, prefix_labels, walker)
+    return InstalledGrammar(
+        grammar, plan, plan_below, kind_labels, text_labels, prefix_labels, rules.interpolation, walker
+    )
 
 
-def _mode(name: str, rules: LanguageRules) -> int:
-    if name in rules.transparent:
+def _grammar(language: str) -> tree_sitter.Language:
+    try:
+        return tree_sitter.Language(import_module(f"tree_sitter_{language}").language())
+    except ModuleNotFoundError:
+        raise ImportError(
+            f"language: {language!r} needs its grammar, which is not installed: pip install tree-sitter-{language}"
+        ) from None
+
+
+def _mode(name: str, rules: LanguageRules, *, stays: bool = False) -> int:
+    if name in rules.transparent and not stays:
         return _TRANSPARENT
     if name in rules.atoms:
         return _ATOM
     if name in rules.plain_leaves:
         return _PLAIN
-    return {"string": _STRING, "format_specifier": _TEXT_IF_LEAF}.get(name, _DESCEND)
+    if name in rules.text_if_leaf:
+        return _TEXT_IF_LEAF
+    return _STRING if name == rules.string else _DESCEND
 
 
 def _label(kind_name: str, text: bytes) -> int:
@@ -156,7 +180,7 @@ def python_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar
     A loop, because code may be nested deeper than Python's stack. `frames` holds the open nodes around the
     current one, `roots` the finished subtrees that still wait for their parent.
     """
-    _, plain_plan, plan_below, kind_labels, text_labels, prefix_labels, _ = grammar
+    _, plain_plan, plan_below, kind_labels, text_labels, prefix_labels, interpolation, _ = grammar
     rows: list[int] = []
     parents: list[int] = []
     roots: list[int] = []
@@ -185,7 +209,9 @@ def python_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar
             node_kind, node_mode = plan[node_id]
             if node_mode == _PLAIN:
                 label = kind_labels[node_kind]
-            elif node_mode == _ATOM or (node_mode == _STRING and not _interpolates(source, node_start)):
+            elif node_mode == _ATOM or (
+                node_mode == _STRING and not _interpolates(source, node_start, node_end, interpolation)
+            ):
                 label = text_labels[node_kind][source[node_start:node_end]]
             else:
                 frames.append((kind, mode, start, end, left, base, plan, children))
@@ -225,9 +251,11 @@ def python_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar
     return (*label_kind_leftmost[:2], parent, label_kind_leftmost[2], np.ascontiguousarray(table[:, 3:]))
 
 
-def _interpolates(source: bytes, start: int) -> bool:
-    """Whether the string literal at `start` is an f-string or a t-string."""
-    if source[start] in b"'\"":
+def _interpolates(source: bytes, start: int, end: int, how: str) -> bool:
+    """Whether the string literal at `start` keeps its parts: an f-string or a t-string, one with ``\\{``."""
+    if how == "escape":
+        return b"\\{" in re.findall(rb"\\[\0-\xff]", source[start:end])
+    if how == "never" or source[start] in b"'\"":
         return False
     prefix = _string_prefix(source[start : start + 3]).lower()
     return b"f" in prefix or b"t" in prefix

@@ -358,7 +358,7 @@ def test_pickle() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="language: got 'cobol', but only these exist: python"):
+    with pytest.raises(ValueError, match="language: got 'cobol', but only these exist: java, javascript, python"):
         parse("x", "cobol")
     with pytest.raises(ValueError, match="only these exist"):
         kind_names("cobol")

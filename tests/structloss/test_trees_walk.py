@@ -1,4 +1,4 @@
-"""The two walks over the parser's tree, compiled and in Python, against the rules read slowly and recursively."""
+"""The two walks over the parser's tree, compiled and in Python, against the rules read slowly, in every language."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import tree_sitter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from structloss.trees import kind_names, parse
+from structloss.trees import parse
 from structloss.trees import walk as walk_module
-from structloss.trees.kinds import language_rules
+from structloss.trees.kinds import LANGUAGES, language_rules
+from structloss.trees.language_rules import LanguageRules
 from structloss.trees.walk import Columns, TextLabels, compiled_walk, installed_grammar, python_walk
 from tests.structloss.test_trees import FRAGMENTS, stdlib_functions
+from tests.structloss.test_trees_languages import REAL_CODE
 
-GRAMMAR = installed_grammar("python")
-RULES = language_rules("python")
+GRAMMARS = {language: installed_grammar(language) for language in LANGUAGES}
+GRAMMAR = GRAMMARS["python"]
 
 needs_compiled = pytest.mark.skipif(GRAMMAR.walker is None, reason="the compiled extension was not built")
 both_walks = pytest.mark.parametrize("walk", [python_walk, pytest.param(compiled_walk, marks=needs_compiled)])
@@ -29,42 +31,49 @@ both_walks = pytest.mark.parametrize("walk", [python_walk, pytest.param(compiled
 Form = tuple[str, bytes, int, int, list["Form"]]
 
 
-def root_of(source: bytes) -> tree_sitter.Node:
-    return tree_sitter.Parser(GRAMMAR.language).parse(source).root_node
+def root_of(source: bytes, language: str = "python") -> tree_sitter.Node:
+    return tree_sitter.Parser(GRAMMARS[language].language).parse(source).root_node
 
 
-def kept_nodes(node: tree_sitter.Node, parent: str, source: bytes) -> list[Form]:
+def kept_nodes(node: tree_sitter.Node, parent: str, source: bytes, rules: LanguageRules) -> list[Form]:
     """What stays of `node`: nothing, one tree, or the only child of a transparent node."""
     name, start, end = str(node.type), node.start_byte, node.end_byte
     text = source[start:end]
+    stays = name in rules.kept_below.get(parent, ())
     if start == end:
         return []
     if not node.is_named:
-        return [(name, b"", start, end, [])] if name in RULES.operators.get(parent, ()) else []
-    if name in RULES.dropped:
+        return [(name, b"", start, end, [])] if name in rules.operators.get(parent, ()) else []
+    if name in rules.dropped and not stays:
         return []
-    kind = name if name in RULES.kinds else "unknown"
-    if name in RULES.plain_leaves:
+    kind = name if name in rules.kinds else "unknown"
+    if name in rules.plain_leaves:
         return [(kind, b"", start, end, [])]
-    if name in RULES.atoms:
+    if name in rules.atoms:
         return [(kind, text, start, end, [])]
     prefix, quote, content = re.fullmatch(rb"([^'\"]*)('''|\"\"\"|'|\"|)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    if name == "string" and not re.match(rb"[^'\"]{0,2}[fFtT]", source[start : start + 3]):
+    has_parts = {
+        "prefix": re.match(rb"[^'\"]{0,2}[fFtT]", source[start : start + 3]),
+        "escape": re.match(rb"([^\\]|\\[^{])*\\\{", text, re.DOTALL),
+        "never": None,
+    }
+    if name == rules.string and not has_parts[rules.interpolation]:
         # The prefix u says nothing; a literal that breaks off has no second quote.
         content = content.removesuffix(quote)
         return [(kind, re.sub(b"[uU]", b"", prefix).lower() + b"\0" + content, start, end, [])]
-    children = [form for child in node.children for form in kept_nodes(child, name, source)]
-    if name in RULES.transparent and len(children) < 2:
+    children = [form for child in node.children for form in kept_nodes(child, name, source, rules)]
+    if name in rules.transparent and not stays and len(children) < 2:
         return children
-    label = prefix.lower() if name == "string" else text if name == "format_specifier" and not children else b""
+    label = prefix.lower() if name == rules.string else text if name in rules.text_if_leaf and not children else b""
     return [(kind, label, start, end, children)]
 
 
-def slow_columns(source: bytes) -> list[tuple[int, int, int, int, int, int]]:
+def slow_columns(source: bytes, language: str = "python") -> list[tuple[int, int, int, int, int, int]]:
     """Rows of label, kind, parent, leftmost, start, end in post-order."""
-    root = root_of(source)
+    root = root_of(source, language)
+    rules = language_rules(language)
     name = str(root.type)
-    children = [form for child in root.children for form in kept_nodes(child, name, source)]
+    children = [form for child in root.children for form in kept_nodes(child, name, source, rules)]
     rows: list[list[int]] = []
 
     def number(form: Form) -> int:
@@ -75,7 +84,7 @@ def slow_columns(source: bytes) -> list[tuple[int, int, int, int, int, int]]:
             rows[index][2] = len(rows)
         digest = blake2b(kind.encode() + b"\0" + text, digest_size=8).digest()
         label = int.from_bytes(digest, "little") // 2
-        rows.append([label, kind_names().index(kind), -1, first, start, end])
+        rows.append([label, rules.kinds.index(kind), -1, first, start, end])
         return len(rows) - 1
 
     if children or name == "ERROR":
@@ -119,21 +128,59 @@ def test_walk_of_odd_sources(walk: Callable, source: bytes) -> None:
     assert rows_of(walk(root_of(source), source, GRAMMAR)) == slow_columns(source)
 
 
+@both_walks
+@pytest.mark.parametrize("language", REAL_CODE)
+def test_walk_of_other_languages_whole_and_broken(walk: Callable, language: str) -> None:
+    generator = random.Random(0)
+    raw = REAL_CODE[language].encode()
+    for k in range(120):
+        torn = bytearray(raw)
+        for _ in range(k % 9):
+            torn[generator.randrange(len(torn))] = generator.choice(b"()[]{}'\"`\0\n\t \\;:=+</\xff\xc3")
+        variant = bytes(torn)
+        if k % 3 == 1:
+            variant = variant[: generator.randrange(len(raw))]
+        columns = walk(root_of(variant, language), variant, GRAMMARS[language])
+        assert rows_of(columns) == slow_columns(variant, language), variant
+
+
 STRINGS = ["f'", 'F"{', "rb'", "u'a'", "t'", "`a`", "``", "!r", ":>{w}", "=}", "print ", "async ", "yield from "]
 
 
+OTHER = [
+    "/*",
+    "*/",
+    "//",
+    "${",
+    "`",
+    "=>",
+    "->",
+    "\\{",
+    "class A {",
+    "for (;;)",
+    "if (a)",
+    "</a>",
+    "<a>",
+    "catch",
+    "case",
+    "x++",
+]
+
+
 @both_walks
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("language", LANGUAGES)
+@settings(max_examples=100, deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=60),
-        st.lists(st.sampled_from(FRAGMENTS + STRINGS), max_size=30).map(
+        st.lists(st.sampled_from(FRAGMENTS + STRINGS + OTHER), max_size=30).map(
             lambda parts: "".join(parts).encode("utf-8", "surrogatepass")
         ),
     )
 )
-def test_walk_of_any_text(walk: Callable, source: bytes) -> None:
-    assert rows_of(walk(root_of(source), source, GRAMMAR)) == slow_columns(source)
+def test_walk_of_any_text(walk: Callable, language: str, source: bytes) -> None:
+    columns = walk(root_of(source, language), source, GRAMMARS[language])
+    assert rows_of(columns) == slow_columns(source, language)
 
 
 @needs_compiled
