@@ -7,10 +7,12 @@ beside masked and weighted cross-entropy fused with the LM head.
     alignment  tree_edit_distance, align_trees, soft_tree_edit_distance, soft_tree_divergence, mapping_nll, tree_nll
     LM head    linear_cross_entropy, linear_logprob, linear_topk_kl, hidden_and_head
     the loss   StructureAwareLoss, StructureBatch, StructureCollator, encode_example, VisitCache
+    reading    explain
     metrics    metrics.syntax_match, metrics.dataflow_match, metrics.tsed, metrics.pass_at_k
 """
 
 from structloss import metrics
+from structloss.explain import explain
 from structloss.extension import has_extension
 from structloss.lm_head import linear_cross_entropy, linear_logprob, linear_topk_kl
 from structloss.losses import (
@@ -46,6 +48,7 @@ __all__ = [
     "VisitCache",
     "align_trees",
     "encode_example",
+    "explain",
     "has_extension",
     "hidden_and_head",
     "linear_cross_entropy",
