@@ -2,10 +2,11 @@
 
 from .batch import TreeBatch
 from .kinds import kind_names, num_kinds
-from .syntax_tree import Tree, parse
+from .syntax_tree import SyntaxFault, Tree, parse
 from .token_spans import innermost_nodes, node_token_spans, token_byte_spans
 
 __all__ = [
+    "SyntaxFault",
     "Tree",
     "TreeBatch",
     "innermost_nodes",

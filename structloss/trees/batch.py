@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .kinds import language_rules
 from .syntax_tree import Tree, parse
 from .token_spans import node_token_spans
 
@@ -83,11 +84,10 @@ class TreeBatch:
         them ((-1, -1) for tokens that are not in the source), or None. They fill ``token_span``: the tokens
         whose last solid byte lies in the node.
 
-        Raises ValueError for trees of several vocabularies, or another number of `tokens` than of trees.
+        Raises ValueError for trees of several vocabularies or of one that is not installed, or another number of
+        `tokens` than of trees.
         """
-        versions = sorted({tree.kind_version for tree in trees})
-        if len(versions) > 1:
-            raise ValueError(f"trees: got kind versions {', '.join(versions)}, wants one")
+        _check_versions(trees)
         if tokens is not None and len(tokens) != len(trees):
             raise ValueError(f"tokens: got {len(tokens)} arrays for {len(trees)} trees, wants one each")
         sizes = np.array([tree.size for tree in trees], dtype=np.int64)
@@ -142,6 +142,20 @@ class TreeBatch:
             for name, values in row.items():
                 batch[name][i, :size] = values
         return _to_tensors(batch, sizes, np.zeros(len(sizes), dtype=np.float32))
+
+
+def _check_versions(trees: Sequence[Tree]) -> None:
+    vocabularies = sorted({(tree.language, tree.kind_version) for tree in trees})
+    for language, version in vocabularies:
+        installed = language_rules(language).version
+        if version != installed:
+            raise ValueError(
+                f"trees: got kind version {version!r}, but this installation has {installed!r}, with other ids: "
+                "parse the sources again, or load the trees with the release of structloss that stored them"
+            )
+    if len(vocabularies) > 1:
+        versions = ", ".join(version for _, version in vocabularies)
+        raise ValueError(f"trees: got kind versions {versions}, wants one: make a batch for each language")
 
 
 def _empty_batch(sizes: np.ndarray) -> dict[str, np.ndarray]:

@@ -6,12 +6,31 @@ Broken source is no error: it gives a tree that says what is broken.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import tree_sitter
 
 from .kinds import language_rules
 from .walk import installed_grammar, walk
+
+_EXCERPT = 60
+
+
+class SyntaxFault(NamedTuple):
+    """A place that the grammar could not make sense of.
+
+    start, end: bytes of the source; equal where something is missing. line, column: of `start`, from 1, the column in
+    code points. what: "unexpected", or "missing ')'". excerpt: the text, or what stands on the line before a missing
+    token; at most 60 characters of one line.
+    """
+
+    start: int
+    end: int
+    line: int
+    column: int
+    what: str
+    excerpt: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +46,8 @@ class Tree:
     byte_span: int64 (n, 2), [start, end) in bytes of the UTF-8 source.
     source_bytes: length of the source; error_bytes: bytes below ERROR nodes plus one for each token that the
     parser had to invent.
+    faults: [start, end) in bytes of the outermost ERROR nodes, and of each invented token with its name, in the order
+    of the text. :meth:`errors` says what they are.
     """
 
     label: np.ndarray
@@ -38,6 +59,7 @@ class Tree:
     kind_version: str
     source_bytes: int
     error_bytes: int
+    faults: tuple[tuple[int, int, str], ...] = ()
 
     @property
     def size(self) -> int:
@@ -48,6 +70,32 @@ class Tree:
     def error_share(self) -> float:
         """Share of the source that the grammar could not place, in [0, 1]."""
         return min(1.0, self.error_bytes / self.source_bytes) if self.source_bytes else 0.0
+
+    def errors(self, source: str | bytes) -> list[SyntaxFault]:
+        """What is broken in `source`, which is what the tree was parsed from; an empty list where nothing is.
+
+        The grammar is tolerant: an empty list does not mean that an interpreter accepts the source.
+
+        Raises ValueError where `source` has another length than the tree's.
+
+        >>> parse("x = f(1").errors("x = f(1")
+        [SyntaxFault(start=7, end=7, line=1, column=8, what="missing ')'", excerpt='x = f(1')]
+        """
+        raw = _as_bytes(source)
+        if len(raw) != self.source_bytes:
+            raise ValueError(f"source: got {len(raw)} bytes, but the tree was parsed from {self.source_bytes}")
+        found = []
+        line, counted = 1, 0
+        for start, end, missing in self.faults:
+            line += raw.count(b"\n", counted, start)
+            counted = start
+            before = _text(raw[raw.rfind(b"\n", 0, start) + 1 : start])
+            if missing:
+                excerpt, what = before.strip()[-_EXCERPT:], f"missing {missing!r}"
+            else:
+                excerpt, what = (_text(raw[start:end]).splitlines() or [""])[0][:_EXCERPT], "unexpected"
+            found.append(SyntaxFault(start, end, line, len(before) + 1, what, excerpt))
+        return found
 
 
 def parse(source: str | bytes, language: str = "python") -> Tree:
@@ -65,15 +113,13 @@ def parse(source: str | bytes, language: str = "python") -> Tree:
     >>> [kind_names()[k] for k in tree.kind]
     ['identifier', 'identifier', '+', 'integer', 'binary_operator', 'assignment', 'module']
     """
-    if isinstance(source, str):
-        source = source.encode("utf-8", "surrogatepass")
-    elif not isinstance(source, bytes):
-        raise TypeError(f"source: got {type(source).__name__}, wants str or bytes")
+    source = _as_bytes(source)
     rules = language_rules(language)
     grammar = installed_grammar(language)
     # A parser holds state between calls and is not thread-safe; a new one costs less than a microsecond.
     root = tree_sitter.Parser(grammar.language).parse(source).root_node
     label, kind, parent, leftmost, byte_span = walk(root, source, grammar)
+    faults = _faults(root) if root.has_error else ()
     return Tree(
         label=label,
         kind=kind,
@@ -83,20 +129,33 @@ def parse(source: str | bytes, language: str = "python") -> Tree:
         language=language,
         kind_version=rules.version,
         source_bytes=len(source),
-        error_bytes=_error_bytes(root) if root.has_error else 0,
+        error_bytes=sum(end - start + bool(missing) for start, end, missing in faults),
+        faults=faults,
     )
 
 
-def _error_bytes(root: tree_sitter.Node) -> int:
-    """Bytes below the outermost ERROR nodes, and one for each MISSING token."""
-    total = 0
+def _as_bytes(source: str | bytes) -> bytes:
+    if isinstance(source, str):
+        return source.encode("utf-8", "surrogatepass")
+    if not isinstance(source, bytes):
+        raise TypeError(f"source: got {type(source).__name__}, wants str or bytes")
+    return source
+
+
+def _text(source: bytes) -> str:
+    return source.decode("utf-8", "replace")
+
+
+def _faults(root: tree_sitter.Node) -> tuple[tuple[int, int, str], ...]:
+    """The outermost ERROR nodes and the MISSING tokens."""
+    found = []
     stack = [root]
     while stack:
         node = stack.pop()
         if node.is_error:
-            total += node.end_byte - node.start_byte
+            found.append((node.start_byte, node.end_byte, ""))
         elif node.is_missing:
-            total += 1
+            found.append((node.start_byte, node.start_byte, str(node.type)))
         else:
             stack += [child for child in node.children if child.has_error]
-    return total
+    return tuple(sorted(found))
