@@ -7,6 +7,7 @@ from collections import Counter
 
 from structloss.tree_alignment import align_trees
 from structloss.trees import Tree, TreeBatch, kind_names, parse
+from structloss.trees.syntax_tree import as_bytes
 
 from .merged_tree import Line, merged_lines
 from .terminal import colored, cut, display_width, visible, wants_color
@@ -57,7 +58,7 @@ def explain(
     elif width < _LEAST_WIDTH:
         raise ValueError(f"width: got {width}, wants at least {_LEAST_WIDTH} columns")
     color = wants_color() if color is None else color
-    sources = (_as_bytes(student_source), _as_bytes(teacher_source))
+    sources = (as_bytes(student_source), as_bytes(teacher_source))
     student, teacher = (parse(source, language) for source in sources)
     alignment = align_trees(TreeBatch.from_trees([student]), TreeBatch.from_trees([teacher]), method="auto")
     lines = merged_lines(student, teacher, alignment.match_a[0, : student.size].numpy())
@@ -82,11 +83,6 @@ def explain(
             f"{who}: {tree.size} nodes, {100 * tree.error_share:.1f} % of {tree.source_bytes} bytes not understood"
         )
     return "\n".join(rows)
-
-
-def _as_bytes(source: str | bytes) -> bytes:
-    # Anything else is refused by parse, in its words.
-    return source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source
 
 
 def _legend(width: int, color: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """Syntax trees: source text to post-order arrays, batches of them, and their tokens."""
 
 from .batch import TreeBatch
+from .cache import TreeCache
 from .kinds import kind_names, num_kinds
 from .syntax_tree import SyntaxFault, Tree, parse
 from .token_spans import innermost_nodes, node_token_spans, token_byte_spans
@@ -9,6 +10,7 @@ __all__ = [
     "SyntaxFault",
     "Tree",
     "TreeBatch",
+    "TreeCache",
     "innermost_nodes",
     "kind_names",
     "node_token_spans",

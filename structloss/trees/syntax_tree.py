@@ -78,10 +78,10 @@ class Tree:
 
         Raises ValueError where `source` has another length than the tree's.
 
-        >>> parse("x = f(1").errors("x = f(1")
-        [SyntaxFault(start=7, end=7, line=1, column=8, what="missing ')'", excerpt='x = f(1')]
+        >>> parse("def f(: pass").errors("def f(: pass")
+        [SyntaxFault(start=6, end=6, line=1, column=7, what="missing ')'", excerpt='def f(')]
         """
-        raw = _as_bytes(source)
+        raw = as_bytes(source)
         if len(raw) != self.source_bytes:
             raise ValueError(f"source: got {len(raw)} bytes, but the tree was parsed from {self.source_bytes}")
         found = []
@@ -113,7 +113,7 @@ def parse(source: str | bytes, language: str = "python") -> Tree:
     >>> [kind_names()[k] for k in tree.kind]
     ['identifier', 'identifier', '+', 'integer', 'binary_operator', 'assignment', 'module']
     """
-    source = _as_bytes(source)
+    source = as_bytes(source)
     rules = language_rules(language)
     grammar = installed_grammar(language)
     # A parser holds state between calls and is not thread-safe; a new one costs less than a microsecond.
@@ -134,7 +134,8 @@ def parse(source: str | bytes, language: str = "python") -> Tree:
     )
 
 
-def _as_bytes(source: str | bytes) -> bytes:
+def as_bytes(source: str | bytes) -> bytes:
+    """`source` as the parser reads it; raises TypeError where it is neither str nor bytes."""
     if isinstance(source, str):
         return source.encode("utf-8", "surrogatepass")
     if not isinstance(source, bytes):

@@ -18,8 +18,9 @@ from tests.structloss.test_trees_hard_inputs import SAMPLES
     [
         ("python", "x = 1\n", []),
         ("python", "", []),
-        ("python", "x = f(1", [(7, 7, 1, 8, "missing ')'", "x = f(1")]),
-        ("python", "é = 1\n名 = '🙂' $ 2\n", [(21, 24, 2, 9, "unexpected", "$ 2")]),
+        ("python", "x = f(1", [(0, 7, 1, 1, "unexpected", "x = f(1")]),
+        ("python", "def f(: pass", [(6, 6, 1, 7, "missing ')'", "def f(")]),
+        ("python", "é = 1\n名 = '🙂' $ 2\n", [(13, 21, 2, 5, "unexpected", "'🙂' $")]),
         ("python", "((((", [(0, 4, 1, 1, "unexpected", "((((")]),
         ("javascript", "let a = 1;\r\nlet b = [1, 2;\r\n", [(25, 25, 2, 14, "missing ']'", "let b = [1, 2")]),
         ("java", "int a = 1\n", [(9, 9, 1, 10, "missing ';'", "int a = 1")]),
