@@ -37,7 +37,6 @@ def merged_lines(student: Tree, teacher: Tree, match: np.ndarray) -> list[Line]:
     """
     order = (_pre_order(student), _pre_order(teacher))
     pairs = _in_both_orders([(i, j) for i, j in enumerate(match.tolist()) if j >= 0], *order)
-    partner = (dict(pairs), {j: i for i, j in pairs})
     # Ranks of the pairs in pre-order, the same in both trees.
     rank = {pair: k for k, pair in enumerate(sorted(pairs, key=lambda pair: order[0][pair[0]]))}
     ranks = (
@@ -51,7 +50,7 @@ def merged_lines(student: Tree, teacher: Tree, match: np.ndarray) -> list[Line]:
             entries.append((key, None if side else node, node if side else None))
     entries.sort()
 
-    equal = _equal_subtrees(student, teacher, partner[0])
+    equal = _equal_subtrees(student, teacher, dict(pairs))
     depths: tuple[dict[int, int], dict[int, int]] = ({}, {})
     lines: list[Line] = []
     last_hidden = -1  # the student's pre-order rank up to which an equal sub-tree hides everything

@@ -54,7 +54,7 @@ class TreeCache:
 
 
 def _pack(tree: Tree) -> bytes:
-    about = json.dumps([tree.size, tree.faults]).encode()
+    about = json.dumps([tree.size, tree.error_bytes, tree.faults]).encode()
     columns = (tree.label, tree.kind, tree.parent, tree.leftmost, tree.byte_span)
     body = b"\n".join([about, b"".join(column.astype("<i8").tobytes() for column in columns)])
     return _FORMAT + blake2b(body, digest_size=_DIGEST).digest() + body
@@ -66,10 +66,9 @@ def _unpack(entry: bytes, language: str, version: str, source_bytes: int) -> Tre
     if entry[: len(_FORMAT)] != _FORMAT or blake2b(body, digest_size=_DIGEST).digest() != entry[len(_FORMAT) : start]:
         raise ValueError("the entry is damaged")
     about, _, columns = body.partition(b"\n")
-    size, faults = json.loads(about)
+    size, error_bytes, faults = json.loads(about)
     # A copy in memory that may be written to, as parse gives it.
     table = np.frombuffer(bytearray(columns), dtype="<i8").astype(np.int64, copy=False).reshape(6, size)
-    found = tuple((int(start), int(end), str(missing)) for start, end, missing in faults)
     return Tree(
         label=table[0],
         kind=table[1],
@@ -79,8 +78,8 @@ def _unpack(entry: bytes, language: str, version: str, source_bytes: int) -> Tre
         language=language,
         kind_version=version,
         source_bytes=source_bytes,
-        error_bytes=sum(end - start + bool(missing) for start, end, missing in found),
-        faults=found,
+        error_bytes=error_bytes,
+        faults=tuple(map(tuple, faults)),
     )
 
 
