@@ -11,6 +11,7 @@ import ast
 import json
 import sys
 import sysconfig
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from itertools import islice
@@ -20,7 +21,7 @@ import numpy as np
 import tree_sitter
 
 from benchmarks.timing import Variant, WrongResult, environment, interleave, spread
-from structloss.trees import TreeBatch, parse
+from structloss.trees import TreeBatch, TreeCache, parse
 from structloss.trees.walk import InstalledGrammar, compiled_walk, installed_grammar, python_walk
 
 
@@ -53,7 +54,7 @@ def check(sources: list[bytes], grammar: InstalledGrammar) -> None:
             raise WrongResult(f"the walks disagree on {source[:60]!r}...")
 
 
-def calls(sources: list[str], grammar: InstalledGrammar) -> list[Variant]:
+def calls(sources: list[str], grammar: InstalledGrammar, folder: Path) -> list[Variant]:
     parser = tree_sitter.Parser(grammar.language)
     raw = [source.encode() for source in sources]
     trees = [parse(source) for source in sources]
@@ -70,6 +71,24 @@ def calls(sources: list[str], grammar: InstalledGrammar) -> list[Variant]:
         for source in raw:
             python_walk(parser.parse(source).root_node, source, grammar)
 
+    cache = TreeCache(folder / "stored")
+    fresh = iter(range(1 << 30))
+
+    def from_cache() -> None:
+        for source in sources:
+            cache.parse(source)
+
+    def parse_trees() -> None:
+        for source in sources:
+            parse(source)
+
+    def into_cache() -> None:
+        empty = TreeCache(folder / str(next(fresh)))
+        for source in sources:
+            empty.parse(source)
+
+    from_cache()
+
     def nothing_seen_before() -> None:
         for labels in (*grammar.text_labels, grammar.prefix_labels):
             labels.clear()
@@ -84,6 +103,9 @@ def calls(sources: list[str], grammar: InstalledGrammar) -> list[Variant]:
         Variant("from_trees alone", lambda: TreeBatch.from_trees(trees), 1),
         Variant("from_sources", lambda: TreeBatch.from_sources(sources), 1),
         Variant("from_sources, every text hashed anew", nothing_seen_before, 1),
+        Variant("structloss.parse", parse_trees, 1),
+        Variant("TreeCache, every tree stored", from_cache, 1),
+        Variant("TreeCache, no tree stored", into_cache, 1),
     ]
 
 
@@ -104,10 +126,11 @@ def main() -> int:
         print("without the compiled extension: from_sources uses the Python walk")
     else:
         check([source.encode() for source in sources], grammar)
-    variants = calls(sources, grammar)
-    for variant in variants:
-        variant.call()
-    times = interleave(variants, options.rounds, lambda: None)
+    with tempfile.TemporaryDirectory() as folder:
+        variants = calls(sources, grammar, Path(folder))
+        for variant in variants:
+            variant.call()
+        times = interleave(variants, options.rounds, lambda: None)
     rows = [{"call": v.name, **spread(seconds, 1)} for v, seconds in zip(variants, times, strict=True)]
 
     batch = TreeBatch.from_sources(sources)

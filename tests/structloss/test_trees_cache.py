@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -118,3 +119,16 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
         TreeCache(tmp_path / "file")
+
+
+def test_the_page_shows_the_results() -> None:
+    """docs/trees.md has the rows of the file that the benchmark wrote."""
+    rows = {row["call"]: row for row in json.loads(Path("benchmarks/results/tree_cache.json").read_text())["rows"]}
+    page = Path("docs/trees.md").read_text()
+    for call, shown in (
+        ("structloss.parse", "`structloss.parse`"),
+        ("TreeCache, every tree stored", "`TreeCache`, every tree stored"),
+        ("TreeCache, no tree stored", "`TreeCache`, no tree stored"),
+    ):
+        row = rows[call]
+        assert f"| {shown} | {row['median_ms']:.1f} | {row['p25_ms']:.1f} to {row['p75_ms']:.1f} |" in page
