@@ -129,7 +129,7 @@ def by_masked_share(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(r["variant"].partition(":")[0] for r in rows))
     for place, name in enumerate(names):
         shapes_drawn.append(text(60 + 330 * (place % 2), 535 + 18 * (place // 2), name, _colour(name)))
-    return svg_page(680, 545 + 18 * ((len(names) + 1) // 2), shapes_drawn)
+    return svg_page(740, 545 + 18 * ((len(names) + 1) // 2), shapes_drawn)
 
 
 def _colour(name: str) -> str:
