@@ -28,14 +28,24 @@ def is_dtensor(value: object) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
-@torch.compiler.disable  # a graph break: collectives of DTensor and their gradients stay outside the graph
 def local_tensors(
     tensors: dict[str, Any], process_group: dist.ProcessGroup | None
 ) -> tuple[dict[str, Any], dist.ProcessGroup | None]:
     """Plain tensors in place of DTensors, and the process group that shares the vocabulary, if one does.
 
-    Raises ValueError for placements that have no meaning here.
+    A graph break: collectives of DTensor and their gradients stay outside the graph. Raises ValueError for placements
+    that have no meaning here.
     """
+    # Not a decorator: it imports torch._dynamo, which takes longer than all of this library.
+    local: tuple[dict[str, Any], dist.ProcessGroup | None] = torch.compiler.disable(_local_tensors)(
+        tensors, process_group
+    )
+    return local
+
+
+def _local_tensors(
+    tensors: dict[str, Any], process_group: dist.ProcessGroup | None
+) -> tuple[dict[str, Any], dist.ProcessGroup | None]:
     local = dict(tensors)
     for name in _OF_TOKENS:
         if is_dtensor(local[name]):

@@ -151,7 +151,7 @@ def linear_cross_entropy(  # type: ignore[misc]  # the overloads say only what `
     check_choice("mode", mode, MODES)
     check_choice("backend", backend, BACKENDS)
     check_outputs(outputs, OUTPUTS)
-    tensors = {
+    tensors: dict[str, Any] = {
         "input": input,
         "linear_weight": linear_weight,
         "target": target,
