@@ -11,6 +11,9 @@
 
 namespace structloss {
 
+// Ask for all of torch's threads or for one: of a smaller team the runtime ends the other threads and starts
+// them anew in torch's next operation.
+
 // Calls run(context) on up to `threads` threads at once, the caller's among them, and returns when all have.
 // `run` must not throw, and one call must do all the work when it is the only one.
 void run_on_threads(int64_t threads, void (*run)(void*), void* context);

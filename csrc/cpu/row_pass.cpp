@@ -84,8 +84,6 @@ class BlockReader {
 template <class Row>
 void for_each_row(int64_t rows, int64_t columns, int64_t block, int64_t threads, Row row) {
     const int64_t group = std::max<int64_t>(1, kBlock / columns);  // rows that a thread takes at a time
-    // All of torch's threads or one: a smaller team would make its runtime end the others and start them
-    // anew.
     if (rows * columns < kLogitsForThreads || rows <= group) threads = 1;
     std::vector<RowSpace> spaces(std::max<int64_t>(threads, 1));
     for (RowSpace& space : spaces) {

@@ -65,7 +65,7 @@ void for_each_pair(const std::vector<PairPlan>& plan, int64_t threads, MakeWorke
                      [&](int64_t x, int64_t y) { return plan[x].cells > plan[y].cells; });
     std::vector<std::exception_ptr> failures(batch);
     std::atomic<int64_t> next{0};
-    on_threads(std::min(threads, batch), [&](int64_t) {
+    on_threads(batch > 1 ? threads : 1, [&](int64_t) {
         auto worker = make_worker();
         for (int64_t k = next++; k < batch; k = next++) {
             try {
