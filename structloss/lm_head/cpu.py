@@ -83,10 +83,11 @@ class _Formula:
     def __init__(self, formula: RowFormula, vocab: int) -> None:
         weight = None if formula.class_weight is None else formula.class_weight.contiguous()
         self.class_weight = weight
+        smooth = formula.label_smoothing != 0  # nothing else asks for the sum of the class weights
         self.block = _C.RowFormula(
             vocab=vocab,
             class_weight=_address(weight),
-            class_sum=float(vocab) if weight is None else float(weight.double().sum()),
+            class_sum=float(weight.double().sum()) if smooth and weight is not None else float(vocab),
             label_smoothing=formula.label_smoothing,
             z_loss=formula.z_loss,
             # 0 stands for no cap.

@@ -62,12 +62,11 @@ def stream_blocks(rows: int, vocab: int, itemsize: int, chunk_bytes: int | None)
     allowed = min(max(_ROWS, logits // vocab), max(1, logits // min(vocab, _FEWEST_COLUMNS)))
     block_rows = _balanced(rows, allowed)
     columns = max(1, logits // block_rows)
-    if columns >= _GRAIN:
-        columns -= columns % _GRAIN
     if columns >= vocab:
         return block_rows, vocab
-    balanced = _balanced(vocab, columns)
-    return block_rows, min(columns, -(-balanced // _GRAIN) * _GRAIN)
+    grain = _GRAIN if columns >= _GRAIN else 1
+    columns -= columns % grain
+    return block_rows, min(columns, -(-_balanced(vocab, columns) // grain) * grain)
 
 
 def _balanced(total: int, most: int) -> int:
