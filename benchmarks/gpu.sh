@@ -21,7 +21,7 @@ status=0
 part() {
   local name=$1 limit=$2
   shift 2
-  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" || { echo "$name failed or ran past $limit s"; status=1; }
+  timeout -k 10 "$limit" "$@" 2>&1 | tee "$out/$name.log" || { echo "$name failed or ran past $limit s"; status=1; }
 }
 part tests 140 python3 -m pytest -m gpu tests/structloss
 part tree_alignment_cuda 100 python3 -m benchmarks.tree_alignment --device cuda --rounds 15 --out "$out/tree_alignment_cuda.json"

@@ -8,7 +8,8 @@ Dense and half-masked, frozen and trained head. Every call is timed as a user ma
 gathered by hand (x[keep]); beside them the bare GEMMs on the kept rows and, for the row pass alone, a copy of its
 bytes. Calls run interleaved in rotating order between device events. A call whose loss or gradients are wrong in this
 run gets no time and the script fails; a package that is not installed, or a call that fails or runs out of memory, is
-listed with its reason.
+listed with its reason. --out is written anew after every comparison, so that a limit on time loses only what was not
+reached; after a fault that ends the device's context, name the calls to go on with (--only structloss eager).
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ from structloss.lm_head.row_pass import RowFormula, RowInputs, RowPass, RowResul
 
 Row = dict[str, Any]
 PEERS = {"liger_kernel": "liger-kernel", "cut_cross_entropy": "cut-cross-entropy", "quack": "quack-kernels"}
+WRONG = "wrong result"
 _ROW_PASS_ROWS = 768
+_ROOM = "structloss.lm_head"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,16 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"--device {options.device}: torch sees no CUDA device (--device cpu tries the script)", file=sys.stderr)
         return 2
     name = "cpu" if options.device == "cpu" else torch.cuda.get_device_name(options.device)
-    report: Row = {"environment": environment(tuple(PEERS.values())), "device": name, "rows": []}
+    report: Row = {"environment": environment((*PEERS.values(), "triton")), "device": name, "rows": []}
     report["arguments"] = {key: value for key, value in vars(options).items() if key != "out"}
+    report["row_pass"] = row_pass_alone(options)
     for masked in options.masked:
         for frozen in (True, False):
             report["rows"] += compare(options, masked, frozen=frozen)
-    report["row_pass"] = row_pass_alone(options)
+            if options.out:
+                options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(device_table(report))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
-    return int(any(row.get("refused") == "wrong result" for row in report["rows"]))
+    wrong = {row["variant"] for row in (*report["row_pass"], *report["rows"]) if row.get("refused") == WRONG}
+    if wrong:
+        print(f"{WRONG}: {', '.join(sorted(wrong))}", file=sys.stderr)
+    return int(bool(wrong))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -77,6 +83,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--masked", nargs="+", type=float, default=[0.0, 0.5], help="shares of ignored tokens")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each call, at least 3 rounds")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", default=[""], help="calls whose names begin so; eager is the yardstick"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="128 tokens, width 64, 1,000 classes")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
@@ -86,6 +95,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("tokens", "width", "vocab"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} wants a number >= 1, got {getattr(options, name)}")
+    families = ("structloss", "eager", "F.linear_cross_entropy", *PEERS.values())
+    for name in options.only:
+        if not any(family.startswith(name) or name.startswith(family) for family in families):
+            parser.error(f"--only wants the beginning of a name, of {', '.join(families)}; got {name!r}")
     if not all(0.0 <= share < 1.0 for share in options.masked):
         parser.error(f"--masked wants shares in [0, 1), got {options.masked}")
     return options
@@ -100,25 +113,34 @@ def peers(problem: Problem) -> tuple[dict[str, Loss], list[Row]]:
             absent.append({"variant": package, "refused": f"not installed (pip install {package})"})
             continue
         try:
-            found |= with_compaction(package, _PEER_CALLS[module](), problem.keep)
-        except (ImportError, AttributeError) as error:
-            absent.append({"variant": package, "refused": f"cannot be called: {error}"})
+            for name, loss in _PEER_CALLS[module]().items():
+                found |= with_compaction(f"{package}{name}", loss, problem.keep)
+        except Exception as error:  # what a package does at import is its own
+            absent.append({"variant": package, "refused": f"cannot be called: {reason(error)}"})
     return found, absent
 
 
-def _liger() -> Loss:
+def reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+
+
+def _liger() -> dict[str, Loss]:
     loss = importlib.import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss(ignore_index=-100)
-    return lambda x, weight, target: loss(weight, x, target)
+    return {"": lambda x, weight, target: loss(weight, x, target)}
 
 
-def _cut_cross_entropy() -> Loss:
+def _cut_cross_entropy() -> dict[str, Loss]:
+    """Its default drops tiles of small gradients, which on a flat distribution is most of them: hence also without."""
     loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    return lambda x, weight, target: loss(x, weight, target, ignore_index=-100)
+    return {
+        "": functools.partial(loss, ignore_index=-100),
+        ", filter_eps=None": functools.partial(loss, ignore_index=-100, filter_eps=None),
+    }
 
 
-def _quack() -> Loss:
+def _quack() -> dict[str, Loss]:
     loss = importlib.import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy
-    return lambda x, weight, target: loss(x, weight, target, ignore_index=-100)
+    return {"": functools.partial(loss, ignore_index=-100)}
 
 
 _PEER_CALLS = {"liger_kernel": _liger, "cut_cross_entropy": _cut_cross_entropy, "quack": _quack}
@@ -134,6 +156,7 @@ def compare(options: argparse.Namespace, masked: float, *, frozen: bool) -> list
     calls = variants(problem, backends)
     others, rows = peers(problem)
     calls |= others
+    calls = {name: loss for name, loss in calls.items() if name.startswith(tuple(options.only))}
     truth = problem.truth()
     errors: dict[str, list[float]] = {}
     for name, loss in calls.items():
@@ -142,7 +165,8 @@ def compare(options: argparse.Namespace, masked: float, *, frozen: bool) -> list
         except torch.OutOfMemoryError:
             rows.append({"variant": name, "refused": "out of memory"})
         except Exception as error:  # a peer may fail in any way: it is listed, and the others are measured
-            rows.append({"variant": name, "refused": f"{type(error).__name__}: {error}".splitlines()[0][:160]})
+            rows.append({"variant": name, "refused": reason(error)})
+            check_device(name, options.device)
     del truth
     # Without eager torch's own error (out of memory) only the fixed tolerance is left.
     allowed = limits(problem.x.dtype, errors.get("eager", errors.get("eager, x[keep]", [0.0] * (2 + (not frozen)))))
@@ -150,7 +174,7 @@ def compare(options: argparse.Namespace, masked: float, *, frozen: bool) -> list
     timed: dict[str, Callable[[], object]] = {base: floor(problem)}
     for name, error in errors.items():
         if is_wrong(error, allowed):
-            rows.append({"variant": name, "refused": "wrong result", "relative_errors": error})
+            rows.append({"variant": name, "refused": WRONG, "relative_errors": error})
         else:
             timed[name] = functools.partial(problem.step, calls[name])
     measured: list[Row] = []
@@ -163,15 +187,34 @@ def compare(options: argparse.Namespace, masked: float, *, frozen: bool) -> list
     return [where | row for row in (*measured, *rows)]
 
 
-def rotate(calls: Sequence[Callable[[], object]], seconds: float, device: str) -> list[list[float]]:
-    """Seconds of every call between two events of the device, the order rotating from round to round."""
+def check_device(name: str, device: str) -> None:
+    """Ends the run where a call's failure has left a device that answers nothing."""
+    try:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        raise SystemExit(f"{name} left the device unusable ({reason(error)}); leave it out with --only") from error
+
+
+def rotate(
+    calls: Sequence[Callable[[], object]], seconds: float, device: str, prepare: Callable[[], object] = lambda: None
+) -> list[list[float]]:
+    """Seconds of every call between two events of the device, the order rotating from round to round.
+
+    `prepare` runs before every call and is not timed. All rounds together take about `seconds` times the calls.
+    """
     times: list[list[float]] = [[] for _ in calls]
-    first = [_timed(call, device) for call in calls for _ in range(2)]  # warm-up: compilation, handles, clocks
-    rounds = max(3, min(30, int(seconds / max(statistics.median(first), 1e-9))))
+
+    def timed(call: Callable[[], object]) -> float:
+        prepare()
+        return _timed(call, device)
+
+    warm = [[timed(call), timed(call)] for call in calls]  # the first one compiles and makes handles
+    rounds = max(3, min(30, int(seconds * len(calls) / max(sum(pair[1] for pair in warm), 1e-9))))
     for turn in range(rounds):
         for k in range(len(calls)):
             index = (turn + k) % len(calls)
-            times[index].append(_timed(calls[index], device))
+            times[index].append(timed(calls[index]))
     return times
 
 
@@ -189,26 +232,51 @@ def _timed(call: Callable[[], object], device: str) -> float:
 
 
 def row_pass_alone(options: argparse.Namespace) -> list[Row]:
-    """The row pass over one chunk of logits, and the copy that moves as many bytes (one read, one write)."""
+    """The row pass over one chunk of logits, and the copy that moves as many bytes (one read, one write).
+
+    A pass whose gradient is wrong, or that does not run, gets no time.
+    """
     rows, vocab, device = min(_ROW_PASS_ROWS, options.tokens), options.vocab, options.device
-    logits = torch.randn(rows, vocab, device=device).to(getattr(torch, options.dtype))
+    drawn = torch.randn(rows, vocab, device=device).to(getattr(torch, options.dtype))
     target = torch.randint(0, vocab, (rows,), device=device)
     inputs = RowInputs(target, None, None, torch.full((rows,), 1e-3, device=device))
+    logits, space = drawn.clone(), torch.empty_like(drawn)
     found = RowResults.empty(rows, logits, entropy=False, argmax=False)
-    space = torch.empty_like(logits)
-    passes: dict[str, type[RowPass]] = {"torch": TorchRowPass}
-    if device != "cpu" and importlib.util.find_spec("triton"):
-        passes["triton"] = importlib.import_module("structloss.lm_head.triton").RowPass
+    truth = _gradient_of_rows(drawn, inputs)
+    refused: list[Row] = []
     calls: dict[str, Callable[[], object]] = {"floor: copy": lambda: space.copy_(logits)}
-    for name, kind in passes.items():
-        made = kind(logits, vocab, RowFormula(), max_rows=rows, entropy=False)
-        calls[f"row pass, {name}"] = functools.partial(made, logits, inputs, found)
+    for backend in ("torch",) if device == "cpu" else ("torch", "triton"):
+        if not f"structloss, {backend}".startswith(tuple(options.only)):
+            continue
+        name = f"row pass, {backend}"
+        try:
+            kind = TorchRowPass if backend == "torch" else importlib.import_module(f"{_ROOM}.triton").RowPass
+            made: RowPass = kind(logits, vocab, RowFormula(), max_rows=rows, entropy=False)
+            made(logits, inputs, found)
+            errors = relative_errors([logits], [truth])
+        except Exception as error:  # as in `compare`
+            refused.append({"variant": name, "refused": reason(error)})
+            check_device(name, device)
+            continue
+        logits.copy_(drawn)
+        if is_wrong(errors, limits(logits.dtype, [0.0])):
+            refused.append({"variant": name, "refused": WRONG, "relative_errors": errors})
+        else:
+            calls[name] = functools.partial(made, logits, inputs, found)
     moved = 2 * logits.numel() * logits.element_size()
-    times = rotate(list(calls.values()), options.seconds, device)
+    # The pass leaves gradients, all of them nearly 0, where it found logits: every call gets logits again.
+    times = rotate(list(calls.values()), options.seconds, device, prepare=lambda: logits.copy_(drawn))
     return [
         {"variant": name, "rows": rows} | spread(seconds, 1) | {"gb_per_s": moved / statistics.median(seconds) / 1e9}
         for name, seconds in zip(calls, times, strict=True)
-    ]
+    ] + refused
+
+
+def _gradient_of_rows(logits: torch.Tensor, inputs: RowInputs) -> torch.Tensor:
+    """upstream * (softmax - onehot) in float64."""
+    gradient = logits.double().softmax(-1)
+    gradient[torch.arange(len(logits), device=logits.device), inputs.target] -= 1.0
+    return gradient if inputs.upstream is None else gradient * inputs.upstream[:, None]
 
 
 if __name__ == "__main__":

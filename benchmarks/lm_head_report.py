@@ -152,6 +152,11 @@ def device_table(report: Row) -> str:
     calls = markdown(["ignored", "head", "call", "ms", "x floor", "peak, MiB", "worst error"], lines)
     alone = markdown(
         ["row pass alone", "ms", "GB/s of one read and one write"],
-        [[f"{row['variant']}, {row['rows']} rows", timed(row), f"{row['gb_per_s']:.0f}"] for row in report["row_pass"]],
+        [
+            [row["variant"], f"no time: {row['refused']}", ""]
+            if "refused" in row
+            else [f"{row['variant']}, {row['rows']} rows", timed(row), f"{row['gb_per_s']:.0f}"]
+            for row in report["row_pass"]
+        ],
     )
     return f"{shape}\n\n{calls}\n\n{alone}\n\n{conditions(report)}"

@@ -67,7 +67,7 @@ def test_the_gpu_study_lists_what_is_absent_and_what_fails(
     def fails(*_: Any) -> Any:
         raise RuntimeError("no kernel for this card\nand more")
 
-    found = {"json": lambda: fails, "no_such_module": lambda: fails}
+    found = {"json": lambda: {"": fails}, "no_such_module": lambda: {"": fails}}
     monkeypatch.setattr(lm_head_device, "PEERS", {"json": "fails", "no_such_module": "absent"})
     monkeypatch.setattr(lm_head_device, "_PEER_CALLS", found)
     out = tmp_path / "device.json"
@@ -80,10 +80,54 @@ def test_the_gpu_study_lists_what_is_absent_and_what_fails(
     assert "no time: RuntimeError" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("fault", ["wrong", "raises"])
+def test_a_faulty_row_pass_gets_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str) -> None:
+    class Faulty(lm_head_device.TorchRowPass):
+        def __call__(self, logits: torch.Tensor, *rest: Any) -> None:
+            if fault == "raises":
+                raise RuntimeError("no kernel image")
+            super().__call__(logits, *rest)
+            logits[:, 0] += 1.0
+
+    monkeypatch.setattr(lm_head_device, "TorchRowPass", Faulty)
+    out = tmp_path / "device.json"
+    arguments = ["--quick", "--device", "cpu", "--masked", "0.5", "--only", "eager", "structloss, t", "--out", str(out)]
+    assert lm_head_device.main(arguments) == (fault == "wrong")
+    report = json.loads(out.read_text())
+    floor, row_pass = report["row_pass"]
+    assert "gb_per_s" in floor
+    assert "gb_per_s" not in row_pass
+    assert row_pass["refused"] == {"wrong": "wrong result", "raises": "RuntimeError: no kernel image"}[fault]
+    timed = {row["variant"] for row in report["rows"] if "median_ms" in row}
+    assert timed == {"floor: 2 GEMMs", "floor: 3 GEMMs", "structloss, torch", "eager", "eager, x[keep]"}
+
+
+def test_a_limit_on_time_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stops(options: Any, masked: float, *, frozen: bool) -> Any:
+        if not frozen:
+            raise KeyboardInterrupt
+        return compare(options, masked, frozen=frozen)
+
+    compare = lm_head_device.compare
+    monkeypatch.setattr(lm_head_device, "compare", stops)
+    out = tmp_path / "device.json"
+    with pytest.raises(KeyboardInterrupt):
+        lm_head_device.main(["--quick", "--device", "cpu", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert rows
+    assert all(row["frozen"] for row in rows)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_gpu_study_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert lm_head_device.main(["--quick"]) == 2
     assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_only_wants_a_call_that_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        lm_head_device.main(["--quick", "--device", "cpu", "--only", "ligr"])
+    assert "--only wants the beginning of a name" in capsys.readouterr().err
 
 
 def test_the_page_shows_what_was_measured() -> None:
