@@ -59,7 +59,9 @@ class RowPass:
         self.formula = formula
         self.block = _WARPS * 32 * _LANE_ELEMENTS if not interpreted() else 64
         self.extras = formula.label_smoothing > 0 or formula.softcap is not None
-        self.class_sum = None if formula.class_weight is None else formula.class_weight.sum()
+        # The kernel reads vectors without strides.
+        self.class_weight = None if formula.class_weight is None else formula.class_weight.contiguous()
+        self.class_sum = None if self.class_weight is None else self.class_weight.sum()
         if interpreted():
             self.programs = _PROGRAMS_INTERPRETED
         else:
@@ -73,11 +75,11 @@ class RowPass:
         unused = results.loss  # stands where the kernel reads and writes nothing
         finish_rows[(min(rows, self.programs),)](
             logits,
-            inputs.target,
-            unused if inputs.weight is None else inputs.weight,
-            unused if inputs.unlikely is None else inputs.unlikely.view(torch.uint8),
+            inputs.target.contiguous(),
+            unused if inputs.weight is None else inputs.weight.contiguous(),
+            unused if inputs.unlikely is None else inputs.unlikely.contiguous().view(torch.uint8),
             unused if upstream is None else upstream,
-            unused if formula.class_weight is None else formula.class_weight,
+            unused if self.class_weight is None else self.class_weight,
             unused if self.class_sum is None else self.class_sum,
             results.loss,
             results.logprob,

@@ -180,6 +180,27 @@ def test_scaling_in_place(dtype: torch.dtype) -> None:
 
 
 @interpreter
+@pytest.mark.parametrize("name", ["target", "weight", "token_weight"])
+def test_strided_vectors_are_read_by_their_strides(name: str) -> None:
+    """No token is ignored: compaction would make contiguous copies and hide the strides."""
+    leaves, target = problem(50)
+    draw = torch.Generator().manual_seed(3)
+    vectors = {
+        "target": torch.randint(0, 50, (N, 2), generator=draw),
+        "weight": torch.rand(50, 2, generator=draw) + 0.1,
+        "token_weight": torch.rand(N, 2, generator=draw) + 0.1,
+    }
+    vector = vectors[name][:, 0]
+    assert not vector.is_contiguous()
+    target = vector if name == "target" else target.clamp(min=0)
+    change = {} if name == "target" else {name: vector}
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    expected = results(wide, target, backend="reference", **change)
+    for value, truth in zip(results(leaves, target, backend="triton", **change), expected, strict=True):
+        torch.testing.assert_close(value.double(), truth.double(), rtol=1e-5, atol=5e-6)
+
+
+@interpreter
 def test_runs_are_equal_and_chunks_do_not_matter() -> None:
     leaves, target = problem(200)
     first = results(leaves, target, backend="triton")
