@@ -8,7 +8,7 @@ gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ from structloss.lm_head.vocab_parallel import VocabShard
 _CPU_CHUNK_BYTES = 64 << 20
 _FROZEN_CHUNK_BYTES = 192 << 20
 _TRAINABLE_CHUNK_BYTES = 512 << 20
+# A row of logits begins at a multiple of this on a device: wide accesses for products and row pass, whatever V is.
+_ROW_ALIGNMENT = 128
 # A chunk's contribution to a float32 accumulator is made in vocabulary blocks of about this size.
 _PARTIAL_BYTES = 32 << 20
 
@@ -80,13 +82,12 @@ class Gradients:
 
 
 def rows_that_fill(width: int, multiprocessors: int) -> int:
-    """Rows whose 128 x 256 tiles of the input's gradient, of all outputs the one with the fewest, are one wave.
+    """Most rows whose 128 x 256 tiles of the input's gradient, of all outputs the one with the fewest, are one wave.
 
     A frozen head gains nothing from more: its GEMMs stream the weight 2 rows flops a byte, far beyond the balance of
-    flops and bandwidth from 512 rows on.
+    flops and bandwidth from 512 rows on. One row of tiles more would be a second wave that is nearly empty.
     """
-    wave = -(-multiprocessors * 128 * 256 // width)
-    return max(512, -(-wave // 128) * 128)
+    return max(512, multiprocessors // -(-width // 256) * 128)
 
 
 def rows_per_chunk(
@@ -188,9 +189,13 @@ def chunked_pass(
     """
     count, width = rows.count, x.shape[1]
     logits_dtype = logits_dtype or x.dtype
-    gradients = zero_gradients(x, head, rows, needs, accumulate)
+    # The gradients of kept rows lie together until the workspace is free to make room for the dropped rows.
+    compact = rows.index is not None and needs.input and count > 0
+    gradients = zero_gradients(x, head, rows, replace(needs, input=False) if compact else needs, accumulate)
     if count == 0:
         return gradients
+    if compact:
+        gradients.input = x.new_empty(count, width)
     vocab = head.vocab if shard is None else shard.largest
     fill = None
     if x.device.type == "cuda" and not needs.trainable:
@@ -198,10 +203,9 @@ def chunked_pass(
     chunk = rows_per_chunk(
         count, vocab, logits_dtype, x.device.type, trainable=needs.trainable, chunk_bytes=chunk_bytes, fill=fill
     )
-    logits_space = x.new_empty(chunk, head.vocab, dtype=logits_dtype)
-    gather = rows.index is not None
-    x_space = x.new_empty(chunk, width) if gather else None
-    dx_space = x.new_empty(chunk, width) if gather and needs.input else None
+    stride = row_stride(head.vocab, logits_dtype, x.device.type) if logits_dtype == x.dtype else head.vocab
+    logits_space = x.new_empty(chunk, stride, dtype=logits_dtype)[:, : head.vocab]
+    x_space = None if rows.index is None else x.new_empty(chunk, width)
     finish_rows = row_pass(chunk)
 
     for start in range(0, count, chunk):
@@ -223,14 +227,12 @@ def chunked_pass(
         if head.lora_a is not None and head.lora_b is not None and (needs.input or needs.lora_a):
             back = logits @ head.lora_b
         if gradients.input is not None:
-            target = gradients.input[part] if dx_space is None else dx_space[:size]
+            target = gradients.input[part]
             torch.mm(logits, head.weight, out=target)
             if back is not None and head.lora_a is not None:
                 target.addmm_(back, head.lora_a, alpha=head.lora_scale)
             if shard is not None:
                 shard.sum_(target)
-            if index is not None:
-                gradients.input.index_copy_(0, index, target)
         if gradients.weight is not None:
             _add_weight_gradient(gradients.weight, logits, x_chunk, first=start == 0)
         if gradients.bias is not None:
@@ -241,7 +243,17 @@ def chunked_pass(
             gradients.lora_b += (logits.t() @ low_rank).mul_(head.lora_scale)
     if shard is not None and gradients.lora_a is not None:
         shard.sum_(gradients.lora_a)
+    if compact and gradients.input is not None and rows.index is not None:
+        del logits_space, logits, finish_rows
+        spread = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        gradients.input = spread.index_copy_(0, rows.index, gradients.input)
     return gradients
+
+
+def row_stride(vocab: int, dtype: torch.dtype, device_type: str) -> int:
+    """Elements from one row of logits to the next."""
+    grain = 1 if device_type == "cpu" else _ROW_ALIGNMENT // dtype.itemsize
+    return -(-vocab // grain) * grain
 
 
 def zero_gradients(x: Tensor, head: Head, rows: KeptRows, needs: Needs, accumulate: torch.dtype) -> Gradients:

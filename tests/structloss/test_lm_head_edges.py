@@ -66,11 +66,13 @@ def test_chunks_fill_a_gpu_and_stay_small() -> None:
         fill = None if trainable else rows_that_fill(width, 132)
         return rows_per_chunk(rows, vocab, torch.bfloat16, "cuda", trainable=trainable, chunk_bytes=None, fill=fill)
 
-    assert rows_that_fill(4096, 132) == 1152  # 9 x 16 tiles of 128 x 256 >= 132
+    # Tiles of 128 x 256: 8 rows of 16 are 128 of 132; a ninth row would be a second wave of 12.
+    assert rows_that_fill(4096, 132) == 1024
+    for width in (896, 2048, 3584, 5120, 8192):
+        across = -(-width // 256)
+        assert 132 - across < rows_that_fill(width, 132) // 128 * across <= 132
     assert chunk(4096, 128256, 4096) == 768  # 188 MiB of logits
-    assert (
-        chunk(8192, 32000, 4096) == 1024
-    )  # eight equal chunks, not the 3072 rows of the byte budget: one wave is full
+    assert chunk(8192, 32000, 4096) == 1024  # one wave, not the 3072 rows of the byte budget
     assert chunk(8192, 128256, 4096, trainable=True) == 2048
     assert chunk(8192, 32000, 16384) == 512
 
