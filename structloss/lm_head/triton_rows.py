@@ -1,15 +1,11 @@
-"""The Triton kernel of the row pass: one program a row at a time, logits in, loss and gradient out.
+"""Triton kernels of the LM head: the row pass, and the scaling of a stored gradient.
 
-Bytes. A row of V logits of b bytes is swept twice. The first sweep reads it from memory (V b), the second reads it
-again and writes the gradient over it (V b). The grid has so few programs that the rows in their hands fit the
-second-level cache, so the second read is meant to come from there: V b read and V b written to memory a row, which is
-the floor. (A row of 128k bfloat16 logits is 256 KiB, more than the shared memory of a multiprocessor.) Class weights
-add 4 V bytes from the cache a sweep. Arithmetic: 1 + 1 / TILE exponentials an element in the first sweep, 1 in the
-second.
+See structloss/lm_head/triton.py for who calls them, what they move and what they take of a multiprocessor, and
+structloss/lm_head/row_pass.py for the formulas, in which the target class is taken out of the softmax.
 
-Resources for sm_90, compiled ahead of time by tests/structloss/test_lm_head_triton.py (Triton 3.6, bfloat16, 32 warps):
-62 registers a thread for the plain loss, 42 without a gradient, 64 with every flag (and 8 bytes of stack); 128 bytes of
-shared memory.
+Vectors and numbers that are not needed are None, and what they would cost is not compiled. A block of a row is (LANES,
+WIDTH): WIDTH neighbouring logits are one 16-byte access of one thread, so that a reduction over them stays in the
+thread. Every lane carries a running maximum and sum of its own from block to block; lanes meet once a row.
 """
 
 from __future__ import annotations
@@ -20,8 +16,8 @@ try:
 except ImportError as error:  # optional at run time; the kernels below are then plain functions that nobody calls
     import_error: ImportError | None = error
 
-    def jit(function):
-        return function
+    def jit(function=None, **options):
+        return function if function is not None else jit
 
     def constant(value):
         return value
@@ -30,9 +26,18 @@ else:
     jit = triton.jit
     constant = tl.constexpr
 
-# Stands for "no logit here". Finite, so that differences of two of them are not NaN; beside any logit it adds nothing.
+# Stands for the target's logit among the other classes', as in the torch pass: finite, so that a row without any other
+# class stays free of NaN, and its exponential is 0 beside any real logit.
 _LOWEST = constant(-3.4028234663852886e38)
+# exp(_FAR) is 0, and so is exp(_FAR) * _FAR.
+_FAR = constant(-1000.0)
 _NO_CLASS = constant(2**31 - 1)
+_LOG2_E = constant(1.4426950408889634)
+# Slices of per-row vectors: their alignment changes from chunk to chunk and is worth no second compilation.
+_PER_ROW = (
+    *("target_ptr", "weight_ptr", "unlikely_ptr", "upstream_ptr"),
+    *("loss_ptr", "logprob_ptr", "lse_ptr", "entropy_ptr", "argmax_ptr"),
+)
 
 
 def interpreted() -> bool:
@@ -41,38 +46,52 @@ def interpreted() -> bool:
 
 
 @jit
-def _log1p(e):
-    """log(1 + e) for 0 <= e <= 1, to the last bits of a small e (Kahan's correction)."""
-    u = 1.0 + e
-    return tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+def _softplus(x):
+    """log(1 + exp(x)). The logarithm is 2 artanh(e / (2 + e)), e <= 1, by its series: relative error 1e-7 for any e."""
+    e = tl.exp(-tl.abs(x))
+    w = e / (2.0 + e)
+    q = w * w
+    series = 1.0 / 11.0 + q * (1.0 / 13.0 + q * (1.0 / 15.0))
+    series = 1.0 / 5.0 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * series))
+    return tl.maximum(x, 0.0) + 2.0 * w * (1.0 + q * (1.0 / 3.0 + q * series))
 
 
 @jit
-def _tanh(x):
-    """To 2e-7 of its value everywhere: near 0 by its series, where 1 - exp(-2 |x|) would cancel."""
-    e = tl.exp(-2.0 * tl.abs(x))
-    far = (1.0 - e) / (1.0 + e)
-    s = x * x
-    near = 1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835))))
-    return tl.where(s < 0.0625, x * near, tl.where(x < 0, -far, far))
+def _bend(a, logit_scale, softcap):
+    """z = softcap * tanh(logit_scale * a / softcap), and dz / d(logit_scale * a)."""
+    if logit_scale is not None:
+        a = a * logit_scale
+    slope = a
+    if softcap is not None:
+        small = tl.exp(-2.0 * tl.abs(a / softcap))
+        inverse = 1.0 / (1.0 + small)
+        size = softcap * ((1.0 - small) * inverse)
+        a = tl.where(a < 0, -size, size)
+        slope = 4.0 * small * inverse * inverse
+    return a, slope
 
 
 @jit
-def _capped(a, logit_scale, softcap, CAP: tl.constexpr, SCALE: tl.constexpr):
-    """The model's logit of the head's output, and tanh of the softcap (unused without one)."""
-    z = a.to(tl.float32)
-    if SCALE:
-        z = z * logit_scale
-    t = z
-    if CAP:
-        t = _tanh(z / softcap)
-        z = t * softcap
-    return z, t
+def _read(row_ptr, column, logit_scale, softcap, VOCAB: tl.constexpr, EDGE: tl.constexpr, POLICY: tl.constexpr):
+    """Logits of a block, -inf behind the last class, and their slopes."""
+    a = tl.load(row_ptr + column, mask=column < EDGE, other=-float("inf"), eviction_policy=POLICY).to(tl.float32)
+    z, slope = _bend(a, logit_scale, softcap)
+    if (EDGE != VOCAB) or ((logit_scale is not None) or (softcap is not None)):
+        z = tl.where(column < VOCAB, z, -float("inf"))
+    return z, slope
 
 
 @jit
+def _class_weights(class_weight_ptr, column, VOCAB: tl.constexpr):
+    if class_weight_ptr is None:
+        return tl.where(column < VOCAB, 1.0, 0.0)
+    else:
+        return tl.load(class_weight_ptr + column, mask=column < VOCAB, other=0.0)
+
+
+@jit(do_not_specialize=["upstream_stride"], do_not_specialize_on_alignment=_PER_ROW)
 def finish_rows(
-    logits_ptr,  # (rows, vocab), rows `row_stride` elements apart; overwritten with their gradient if GRADIENT
+    logits_ptr,
     target_ptr,
     weight_ptr,
     unlikely_ptr,
@@ -84,160 +103,171 @@ def finish_rows(
     lse_ptr,
     entropy_ptr,
     argmax_ptr,
-    row_stride,
-    rows,
-    vocab,
+    stride,
     upstream_stride,
-    eps,
+    smoothing,
     z_loss,
-    softcap,
     logit_scale,
-    GRADIENT: tl.constexpr,
-    WEIGHT: tl.constexpr,
-    UNLIKELY: tl.constexpr,
-    CLASSES: tl.constexpr,
-    SMOOTH: tl.constexpr,
-    Z_LOSS: tl.constexpr,
-    CAP: tl.constexpr,
-    SCALE: tl.constexpr,
-    ENTROPY: tl.constexpr,
-    ARGMAX: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    softcap,
+    VOCAB: tl.constexpr,
+    EDGE: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    lane = tl.arange(0, BLOCK)[None, :]
-    step = tl.arange(0, TILE)[:, None] * BLOCK
-    programs = tl.num_programs(0)
-    for turn in range(0, (rows - tl.program_id(0) + programs - 1) // programs):
-        row = tl.program_id(0) + turn * programs
-        base = logits_ptr + row.to(tl.int64) * row_stride
-        target = tl.load(target_ptr + row).to(tl.int32)
-        z_target, _slope = _capped(tl.load(base + target), logit_scale, softcap, CAP, SCALE)
+    """A row a program: its loss and statistics and, where there is an upstream gradient, dlogits in place of logits.
 
-        # First sweep: each lane keeps the maximum, the sum and what else is asked for of the classes that it meets.
-        top = tl.full([BLOCK], _LOWEST, tl.float32)
-        total = tl.zeros([BLOCK], tl.float32)
-        weighted = tl.zeros([BLOCK], tl.float32)
-        smooth = tl.zeros([BLOCK], tl.float32)
-        best = tl.full([BLOCK], float("-inf"), tl.float32)
-        best_class = tl.full([BLOCK], _NO_CLASS, tl.int32)
-        for start in range(0, vocab, TILE * BLOCK):
-            column = start + step + lane
-            inside = column < vocab
-            a = tl.load(base + column, mask=inside, other=float("-inf"), eviction_policy="evict_last")
-            z, _t = _capped(a, logit_scale, softcap, CAP, SCALE)
-            z = tl.where(inside, z, float("-inf"))
-            if SMOOTH:
-                c = 1.0
-                if CLASSES:
-                    c = tl.load(class_weight_ptr + column, mask=inside, other=0.0)
-                smooth += tl.sum(tl.where(inside, c * z, 0.0), 0)
-            z = tl.where(column == target, _LOWEST, z)
-            if ARGMAX:
-                tile_best = tl.max(z, 0)
-                tile_class = tl.min(tl.where(z == tile_best[None, :], column, _NO_CLASS), 0)
-                best_class = tl.where(tile_best > best, tile_class, best_class)
-                best = tl.maximum(best, tile_best)
-            higher = tl.maximum(top, tl.max(z, 0))
-            e = tl.exp(z - higher[None, :])
-            shrink = tl.exp(top - higher)
-            total = total * shrink + tl.sum(e, 0)
-            if ENTROPY:
-                weighted = weighted * shrink + tl.sum(e * tl.maximum(z, _LOWEST), 0)
-            top = higher
+    Columns from VOCAB to EDGE are scratch. A target outside of [0, VOCAB) makes the row NaN.
+    """
+    BLOCK: tl.constexpr = LANES * WIDTH
+    BLOCKS: tl.constexpr = (VOCAB + BLOCK - 1) // BLOCK
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * stride
+    target = tl.load(target_ptr + row)
+    known = (target >= 0) & (target < VOCAB)
+    z_target = tl.load(row_ptr + target, mask=known, other=float("nan")).to(tl.float32)
+    z_target, _slope = _bend(z_target, logit_scale, softcap)
+    class_target = 1.0
+    if class_weight_ptr is not None:
+        class_target = tl.load(class_weight_ptr + target, mask=known, other=0.0)
+    target = tl.where(known, target, -1).to(tl.int32)
 
-        # The row's numbers. `o` is the log-sum-exp of the classes that are not the target.
-        highest = tl.max(top, 0)
-        shrink = tl.exp(top - highest)
-        sum_other = tl.sum(total * shrink, 0)
-        lse_other = highest + tl.log(sum_other)
-        margin = z_target - lse_other
-        e = tl.exp(-tl.abs(margin))
-        soft_part = _log1p(e)
-        nll = tl.maximum(-margin, 0.0) + soft_part
-        unlikelihood = tl.maximum(margin, 0.0) + soft_part
-        lse = tl.maximum(z_target, lse_other) + soft_part
-        p_target = tl.where(margin < 0, e, 1.0) / (1.0 + e)
-        p_other = tl.where(margin < 0, 1.0, e) / (1.0 + e)
-        tl.store(logprob_ptr + row, -nll)
-        tl.store(lse_ptr + row, lse)
-        if ENTROPY:
-            mean_other = tl.sum(weighted * shrink, 0) / sum_other
-            binary = tl.where(p_target > 0, p_target * nll, 0.0) + p_other * unlikelihood
-            tl.store(entropy_ptr + row, binary + p_other * (lse_other - mean_other))
-        if ARGMAX:
-            other = tl.max(best, 0)
-            other_class = tl.min(tl.where(best == other, best_class, _NO_CLASS), 0)
-            tie = tl.minimum(other_class, target)
-            chosen = tl.where(z_target > other, target, tl.where(z_target == other, tie, other_class))
-            tl.store(argmax_ptr + row, chosen.to(tl.int64))
+    # moment = sum exp(z - top) (z - top) and smooth = sum c_v z_v, this one with the target; best and undefined are the
+    # lowest class of the maximum and the lowest that is NaN.
+    lane = tl.arange(0, LANES)[:, None] * WIDTH
+    place = tl.arange(0, WIDTH)[None, :]
+    top = tl.full([LANES], _LOWEST, tl.float32)
+    total = tl.zeros([LANES], tl.float32)
+    moment = tl.zeros([LANES], tl.float32)
+    smooth = tl.zeros([LANES], tl.float32)
+    best = tl.full([LANES], _NO_CLASS, tl.int32)
+    undefined = tl.full([LANES], _NO_CLASS, tl.int32)
+    for block in range(BLOCKS):
+        start = block * BLOCK
+        column = start + (lane + place)
+        z, slope = _read(row_ptr, column, logit_scale, softcap, VOCAB, EDGE, "evict_last")
+        if smoothing is not None:
+            weighted = tl.where(column < VOCAB, z * _class_weights(class_weight_ptr, column, VOCAB), 0.0)
+            smooth += tl.sum(weighted, 1)
+        if (target >= start) & (target < start + BLOCK):
+            z = tl.where(place == target - start - lane, _LOWEST, z)
+        highest = tl.max(z, 1)
+        if argmax_ptr is not None:
+            first = tl.min(tl.where(z == highest[:, None], column, _NO_CLASS), 1)
+            first = tl.where(highest >= top, first, _NO_CLASS)
+            best = tl.where(highest > top, first, tl.minimum(best, first))
+            undefined = tl.minimum(undefined, tl.min(tl.where(z != z, column, _NO_CLASS), 1))
+        new_top = tl.maximum(top, highest)
+        step = top - new_top
+        distance = z - new_top[:, None]
+        weight = tl.exp2(distance * _LOG2_E)
+        shrink = tl.exp2(step * _LOG2_E)
+        if entropy_ptr is not None:
+            moment = shrink * (moment + total * tl.maximum(step, _FAR))
+            moment += tl.sum(weight * tl.maximum(distance, _FAR), 1)
+        total = total * shrink + tl.sum(weight, 1)
+        top = new_top
 
-        weight = 1.0
-        if WEIGHT:
-            weight = tl.load(weight_ptr + row)
-        class_target = 1.0
-        class_sum = vocab * 1.0
-        if CLASSES:
-            class_target = tl.load(class_weight_ptr + target)
+    step = top
+    top = tl.max(step, 0)
+    if argmax_ptr is not None:
+        other = tl.min(tl.where(step == top, best, _NO_CLASS), 0)
+        tie = tl.where(z_target == top, tl.minimum(other, target), other)
+        found = tl.where(z_target > top, target, tie)
+        undefined = tl.min(undefined, 0)
+        tl.store(argmax_ptr + row, tl.where(undefined < _NO_CLASS, undefined, found).to(tl.int64))
+    step = step - top
+    weight = tl.exp2(step * _LOG2_E)
+    sum_other = tl.sum(total * weight, 0)
+    lse_other = top + tl.log(sum_other)
+    margin = z_target - lse_other
+    nll = _softplus(-margin)
+    unlikelihood = _softplus(margin)
+    p_target = 1.0 / (1.0 + tl.exp(-margin))
+    p_other = 1.0 / (1.0 + tl.exp(margin))
+    lse = tl.maximum(z_target, lse_other) + _softplus(-tl.abs(margin))
+    tl.store(logprob_ptr + row, -nll)
+    tl.store(lse_ptr + row, lse)
+    if entropy_ptr is not None:
+        moment = tl.sum(weight * (moment + total * tl.maximum(step, _FAR)), 0)
+        binary = tl.where(p_target > 0, p_target * nll, 0.0) + p_other * unlikelihood
+        tl.store(entropy_ptr + row, binary + p_other * (tl.log(sum_other) - moment / sum_other))
+
+    hard = nll
+    soft = 0.0
+    unlikely = False
+    if unlikely_ptr is not None:
+        unlikely = tl.load(unlikely_ptr + row) != 0
+    if smoothing is not None:
+        class_sum = 1.0 * VOCAB
+        if class_sum_ptr is not None:
             class_sum = tl.load(class_sum_ptr)
-        unlikely = False
-        if UNLIKELY:
-            unlikely = tl.load(unlikely_ptr + row) != 0
-        hard = (1.0 - eps) * nll
-        spread_smooth = 0.0
-        if SMOOTH:
-            spread_smooth = (eps / vocab) * (class_sum * lse - tl.sum(smooth, 0))
-        if UNLIKELY:
-            hard = tl.where(unlikely, unlikelihood, hard)
-            if SMOOTH:
-                spread_smooth = tl.where(unlikely, 0.0, spread_smooth)
-        if Z_LOSS:
-            hard += z_loss * lse * lse
-        tl.store(loss_ptr + row, weight * (class_target * hard + spread_smooth))
+        hard = (1.0 - smoothing) * nll
+        soft = smoothing / VOCAB * (class_sum * lse - tl.sum(smooth, 0))
+    if unlikely_ptr is not None:
+        hard = tl.where(unlikely, unlikelihood, hard)
+        soft = tl.where(unlikely, 0.0, soft)
+    loss = hard
+    if z_loss is not None:
+        loss += z_loss * lse * lse
+    loss = class_target * loss + soft
+    row_weight = 1.0
+    if weight_ptr is not None:
+        row_weight = tl.load(weight_ptr + row)
+    tl.store(loss_ptr + row, row_weight * loss)
 
-        # Second sweep: others * r - flat * c away from the target, r the softmax without it.
-        if GRADIENT:
-            scale = tl.load(upstream_ptr + row * upstream_stride) * logit_scale * weight
-            scale_target = scale * class_target
-            minus_push = -(1.0 - eps) * scale_target * p_other
-            if UNLIKELY:
-                minus_push = tl.where(unlikely, scale_target * p_target, minus_push)
-            spread = 0.0
-            if Z_LOSS:
-                spread = 2.0 * z_loss * scale_target * lse
-            at_target = minus_push
-            flat = 0.0
-            if SMOOTH:
-                flat = scale * (eps / vocab)
-                if UNLIKELY:
-                    flat = tl.where(unlikely, 0.0, flat)
-                spread += flat * class_sum
+    if upstream_ptr is not None:
+        # minus_push * (onehot - r) is the gradient of the hard part, spread multiplies the whole softmax (z-loss and
+        # smoothing move the lse), flat is smoothing's -c_v.
+        scale = tl.load(upstream_ptr + row * upstream_stride) * row_weight
+        if logit_scale is not None:
+            scale *= logit_scale
+        scale_target = scale * class_target
+        minus_push = -scale_target * p_other
+        if smoothing is not None:
+            minus_push *= 1.0 - smoothing
+        if unlikely_ptr is not None:
+            minus_push = tl.where(unlikely, scale_target * p_target, minus_push)
+        spread = 0.0
+        if z_loss is not None:
+            spread += 2.0 * z_loss * scale_target * lse
+        flat = 0.0
+        if smoothing is not None:
+            flat = scale * (smoothing / VOCAB)
+            if unlikely_ptr is not None:
+                flat = tl.where(unlikely, 0.0, flat)
+            spread += flat * class_sum
+        at_target = minus_push + spread * p_target
+        if smoothing is not None:
+            if class_weight_ptr is None:
+                at_target -= flat
+            else:
                 at_target -= flat * class_target
-            at_target += spread * p_target
-            others = (spread * p_other - minus_push) / sum_other
-            for start in range(0, vocab, TILE * BLOCK):
-                column = start + step + lane
-                inside = column < vocab
-                a = tl.load(base + column, mask=inside, other=float("-inf"), eviction_policy="evict_first")
-                z, t = _capped(a, logit_scale, softcap, CAP, SCALE)
-                g = others * tl.exp(tl.where(column == target, _LOWEST, z) - highest)
-                if SMOOTH:
-                    c = 1.0
-                    if CLASSES:
-                        c = tl.load(class_weight_ptr + column, mask=inside, other=0.0)
-                    g -= flat * c
-                g = tl.where(column == target, at_target, g)
-                if CAP:
-                    g *= 1.0 - t * t
-                tl.store(base + column, g.to(logits_ptr.dtype.element_ty), mask=inside)
+        coefficient = (spread * p_other - minus_push) / sum_other
+        # From the end of the row, which was read last, to its beginning.
+        for back in range(BLOCKS):
+            start = (BLOCKS - 1 - back) * BLOCK
+            column = start + (lane + place)
+            z, slope = _read(row_ptr, column, logit_scale, softcap, VOCAB, EDGE, "evict_first")
+            gradient = coefficient * tl.exp2((z - top) * _LOG2_E)
+            if smoothing is not None:
+                gradient -= flat * _class_weights(class_weight_ptr, column, VOCAB)
+            if (target >= start) & (target < start + BLOCK):
+                gradient = tl.where(place == target - start - lane, at_target, gradient)
+            if softcap is not None:
+                gradient *= slope
+            gradient = gradient.to(logits_ptr.dtype.element_ty)
+            tl.store(row_ptr + column, gradient, mask=column < EDGE, eviction_policy="evict_first")
 
 
 @jit
-def scale_unless_one(values_ptr, scale_ptr, count, BLOCK: tl.constexpr):
-    """values *= scale in place. Nobody waits for the scale: where it is 1, nothing is read or written."""
-    scale = tl.load(scale_ptr).to(tl.float32)
+def scale_unless_one(gradient_ptr, scale_ptr, count, BLOCK: tl.constexpr):
+    """gradient *= scale, in place; a scale of exactly 1 touches nothing. `count` is the number of elements."""
+    scale = tl.load(scale_ptr)
     if scale != 1.0:
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = at < count
-        values = tl.load(values_ptr + at, mask=inside).to(tl.float32) * scale
-        tl.store(values_ptr + at, values.to(values_ptr.dtype.element_ty), mask=inside)
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        while start < count:
+            place = start + tl.arange(0, BLOCK)
+            inside = place < count
+            gradient = tl.load(gradient_ptr + place, mask=inside, other=0.0).to(tl.float32) * scale
+            tl.store(gradient_ptr + place, gradient.to(gradient_ptr.dtype.element_ty), mask=inside)
+            start += tl.num_programs(0).to(tl.int64) * BLOCK

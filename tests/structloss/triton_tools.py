@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,16 +44,24 @@ def resources(
     options: dict[str, Any],
     arch: int,
     folder: Path,
+    aligned: tuple[str, ...] = (),
 ) -> dict[str, int]:
-    """Registers, bytes of stack (spills) and of shared memory of a kernel that is compiled here for another machine."""
+    """Registers, bytes of stack (spills) and of shared memory of a kernel that is compiled here for another machine.
+
+    `aligned` arguments are multiples of 16, which decides how wide memory is read: name those that are so at run time.
+    `wide` is the number of loads of 16 bytes.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    source = ASTSource(kernel, signature, constants)
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(kernel, signature, constants, attributes or None)
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     binary = folder / "kernel.cubin"
     binary.write_bytes(built.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     report = subprocess.run([tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True).stdout
     found = dict(word.split(":") for line in report.splitlines() if "REG:" in line for word in line.split())
-    return {name: int(found[name]) for name in ("REG", "STACK", "LOCAL")} | {"shared": built.metadata.shared}
+    used = {name: int(found[name]) for name in ("REG", "STACK", "LOCAL")}
+    wide = len(re.findall(r"ld\.global\S*\.v4\.b32", built.asm["ptx"]))
+    return used | {"shared": built.metadata.shared, "wide": wide}
