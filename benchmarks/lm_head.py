@@ -3,6 +3,7 @@
     python -m benchmarks.lm_head --quick              a look, in seconds
     python -m benchmarks.lm_head --out FILE.json      every study, in about eight minutes on one core
     python -m benchmarks.lm_head --study sweep        one of them; --out keeps what the file holds of the others
+    python -m benchmarks.lm_head --study shapes --scenario 0 2       single scenarios, by their place in the table
     python -m benchmarks.lm_head --plot docs/images --write-docs docs/lm_head.md     figures and tables from the file
 
 shapes    half of the tokens ignored, frozen head, at three shapes; one of them with a trained head and in bfloat16
@@ -70,8 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = json.loads(options.out.read_text()) | report
     failed = False
     for study in options.study:
-        made = {"shapes": shapes, "sweep": sweep, "options": costs, "accuracy": accuracy, "topk": topk}
-        rows = made[study](options)
+        if study in SCENARIOS:
+            rows = compare_all(study, options, report.get(study, {}).get("rows", []))
+        else:
+            rows = {"options": costs, "accuracy": accuracy, "topk": topk}[study](options)
         failed |= any("refused" in row for row in rows)
         report[study] = {"environment": environment(()), "rows": rows}
         print(f"\n{lm_head_report.tables(report)[study]}")
@@ -88,6 +91,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--study", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--quick", action="store_true", help="tiny shapes, two rounds")
+    parser.add_argument("--scenario", nargs="+", type=int, help="of shapes and sweep; the file keeps the others")
     parser.add_argument("--rounds", type=int, default=5, help="times that everything is timed")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
@@ -101,33 +105,43 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} wants a number >= 1, got {getattr(options, name)}")
     if options.quick:
         options.rounds = 2
+    for study in set(options.study) & set(SCENARIOS):
+        count = len(SCENARIOS[study](options.quick))
+        if any(not 0 <= number < count for number in options.scenario or ()):
+            parser.error(f"--scenario wants numbers from 0 to {count - 1} with {study}, got {options.scenario}")
     return options
 
 
-def shapes(options: argparse.Namespace) -> list[Row]:
+def shapes(quick: bool) -> list[Row]:
+    keys = ("tokens", "width", "vocab", "dtype", "frozen")
+    return [dict(zip(keys, shape, strict=True)) | {"masked": 0.5} for shape in (QUICK_SHAPES if quick else SHAPES)]
+
+
+def sweep(quick: bool) -> list[Row]:
+    tokens, width, vocab = (128, 32, 2000) if quick else (768, 512, 32000)
+    shape = {"tokens": tokens, "width": width, "vocab": vocab, "dtype": "float32"}
+    masks = (0.0, 0.5) if quick else (0.0, 0.25, 0.5, 0.75, 0.9)
+    return [shape | {"frozen": frozen, "masked": masked} for frozen in (True, False) for masked in masks]
+
+
+SCENARIOS = {"shapes": shapes, "sweep": sweep}
+# Left out of the sweep: without options torch's loss is eager torch.
+_NOT_SWEPT = ("structloss, torch", "F.linear_cross_entropy", "F.linear_cross_entropy, x[keep]")
+
+
+def compare_all(study: str, options: argparse.Namespace, before: Sequence[Row]) -> list[Row]:
+    """Every scenario that was asked for, in the table's order; of the others the rows from `before`."""
     rows = []
-    for tokens, width, vocab, dtype, frozen in tqdm(QUICK_SHAPES if options.quick else SHAPES, "shapes", disable=None):
-        problem = Problem.make(tokens, width, vocab, 0.5, getattr(torch, dtype), "cpu", frozen=frozen)
-        shape = {"tokens": tokens, "width": width, "vocab": vocab, "dtype": dtype, "frozen": frozen, "masked": 0.5}
-        rows += [shape | row for row in compare(problem, variants(problem, ("", "torch")), options.rounds)]
+    for number, scenario in enumerate(tqdm(SCENARIOS[study](options.quick), study, disable=None)):
+        if options.scenario and number not in options.scenario:
+            rows += [row for row in before if row.items() >= scenario.items()]
+            continue
+        shape = [scenario[key] for key in ("tokens", "width", "vocab", "masked")]
+        problem = Problem.make(*shape, getattr(torch, scenario["dtype"]), "cpu", frozen=scenario["frozen"])
+        calls = variants(problem, ("", "torch"))
+        swept = {name: loss for name, loss in calls.items() if name not in _NOT_SWEPT}
+        rows += [scenario | row for row in compare(problem, swept if study == "sweep" else calls, options.rounds)]
     return rows
-
-
-def sweep(options: argparse.Namespace) -> list[Row]:
-    tokens, width, vocab = (128, 32, 2000) if options.quick else (768, 512, 32000)
-    masks = (0.0, 0.5) if options.quick else (0.0, 0.25, 0.5, 0.75, 0.9)
-    rows = []
-    for frozen in (True, False):
-        for masked in tqdm(masks, f"sweep, {'frozen' if frozen else 'trained'} head", disable=None):
-            problem = Problem.make(tokens, width, vocab, masked, torch.float32, "cpu", frozen=frozen)
-            shape = {"tokens": tokens, "width": width, "vocab": vocab, "frozen": frozen, "masked": masked}
-            calls = variants(problem, ("",))
-            calls = {name: loss for name, loss in calls.items() if name not in _SLOW}
-            rows += [shape | row for row in compare(problem, calls, options.rounds)]
-    return rows
-
-
-_SLOW = ("F.linear_cross_entropy", "F.linear_cross_entropy, x[keep]")  # without options it is eager torch
 
 
 def compare(problem: Problem, calls: dict[str, Loss], rounds: int) -> list[Row]:
@@ -197,14 +211,17 @@ def _agrees(made: list[Tensor], truth: list[Tensor]) -> bool:
 
 
 def accuracy(options: argparse.Namespace) -> list[Row]:
-    """Relative norm errors against float64 with all three gradients, on inputs that both types can hold exactly."""
+    """Relative norm errors against float64, on inputs that both types can hold exactly: with all three gradients, and
+    with a frozen head, which takes another way to dX.
+    """
     tokens, width, vocab = (64, 32, 2000) if options.quick else (256, 512, 32000)
     problem = Problem.make(tokens, width, vocab, 0.25, torch.bfloat16, "cpu", frozen=False)
     bias = torch.randn(vocab, generator=torch.Generator().manual_seed(1)).bfloat16()
 
-    def step(loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
-        leaves = [t.detach().to(dtype).requires_grad_() for t in (problem.x, problem.weight, bias)]
-        value = loss(*leaves, problem.target)
+    def step(loss: Callable[..., Tensor], dtype: torch.dtype, *, frozen: bool = False) -> list[Tensor]:
+        tensors = [t.detach().to(dtype) for t in (problem.x, problem.weight, bias)]
+        leaves = [t.requires_grad_() for t in tensors[: 1 if frozen else 3]]
+        value = loss(*tensors, problem.target)
         return [value.detach(), *torch.autograd.grad(value, leaves)]
 
     def eager(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
@@ -216,16 +233,23 @@ def accuracy(options: argparse.Namespace) -> list[Row]:
     truth = step(eager, torch.float64)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        calls: dict[str, Any] = {"eager torch": eager}
+        calls: dict[str, Callable[..., Tensor]] = {"eager torch": eager}
         calls |= {f"structloss, {name}": functools.partial(ours, backend=name) for name in ("auto", "torch")}
         allowed = None
         for name, loss in calls.items():
             errors = relative_errors(step(loss, dtype), truth)
             allowed = allowed or [max(1.5 * error, 1e-6) for error in errors]
-            row = {"variant": name, "dtype": str(dtype).removeprefix("torch.")}
-            row |= dict(zip(("loss", "d_input", "d_weight", "d_bias"), errors, strict=True))
-            rows.append(row | ({"refused": "wrong result"} if is_wrong(errors, allowed) else {}))
+            rows.append(_accuracy_row(name, dtype, errors, allowed))
+            if name == "structloss, auto":
+                errors = relative_errors(step(loss, dtype, frozen=True), truth[:2])
+                rows.append(_accuracy_row(f"{name}, frozen head", dtype, errors, allowed[:2]))
     return rows
+
+
+def _accuracy_row(variant: str, dtype: torch.dtype, errors: list[float], allowed: list[float]) -> Row:
+    row = {"variant": variant, "dtype": str(dtype).removeprefix("torch.")}
+    row |= dict(zip(("loss", "d_input", "d_weight", "d_bias"), errors, strict=False))
+    return row | ({"refused": "wrong result"} if is_wrong(errors, allowed) else {})
 
 
 def _gradient_of_logits(logits: Tensor, ids: Tensor, logprobs: Tensor, kind: str) -> Tensor:

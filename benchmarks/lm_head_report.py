@@ -92,7 +92,8 @@ def options(rows: Sequence[Row]) -> str:
 def accuracy(rows: Sequence[Row]) -> str:
     names = ("loss", "d_input", "d_weight", "d_bias")
     lines = [
-        [r["dtype"], r["variant"] + (f" ({r['refused']})" if "refused" in r else ""), *(f"{r[n]:.1e}" for n in names)]
+        [r["dtype"], r["variant"] + (f" ({r['refused']})" if "refused" in r else "")]
+        + [f"{r[name]:.1e}" if name in r else "" for name in names]
         for r in rows
     ]
     return markdown(["type", "relative error against float64", "loss", "dX", "dW", "db"], lines)

@@ -37,6 +37,13 @@ def test_every_study_and_its_figures(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     assert all(table in printed for table in lm_head_report.tables(report).values())
 
+    again = ["--quick", "--study", "sweep", "--scenario", "2", "--rounds", "1", "--out", str(out)]
+    assert lm_head.main(again) == 0
+    before, after = report["sweep"]["rows"], json.loads(out.read_text())["sweep"]["rows"]
+    assert [row["variant"] for row in before] == [row["variant"] for row in after]
+    for old, new in zip(before, after, strict=True):
+        assert (old == new) == ((old["frozen"], old["masked"]) != (False, 0.0))
+
     assert lm_head.main(["--results", str(tmp_path), "--plot", str(tmp_path)]) == 0
     drawn = ElementTree.parse(tmp_path / "lm_head_masked.svg").getroot()
     labels = {element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")}
