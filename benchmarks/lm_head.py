@@ -169,7 +169,7 @@ def compare(problem: Problem, calls: dict[str, Loss], rounds: int) -> list[Row]:
 
 
 def costs(options: argparse.Namespace) -> list[Row]:
-    """Every option beside the plain call; nothing ignored, frozen head. The reference checks each of them."""
+    """Every option beside the plain call; nothing ignored, frozen head where not said. The reference checks each."""
     tokens, width, vocab = (64, 32, 2000) if options.quick else (384, 512, 32000)
     problem = Problem.make(tokens, width, vocab, 0.0, torch.float32, "cpu", frozen=True)
     classes, weights = torch.rand(vocab) + 0.1, torch.rand(tokens) + 0.1
@@ -190,12 +190,19 @@ def costs(options: argparse.Namespace) -> list[Row]:
         'outputs=("entropy",)': {"outputs": ("entropy",)},
         'reduction="none"': {"reduction": "none"},
         'mode="min_memory"': {"mode": "min_memory"},
+        "upstream gradient of 3": {"upstream": 3.0},
+        "trained head": {"trained": True},
+        "trained head, upstream gradient of 3": {"trained": True, "upstream": 3.0},
     }
+    trained = problem.weight.clone().requires_grad_()
 
     def step(change: Row, backend: str = "auto") -> list[Tensor]:
-        made = linear_cross_entropy(problem.x, problem.weight, problem.target, backend=backend, **change)
+        call = {name: value for name, value in change.items() if name not in ("trained", "upstream")}
+        inputs = [problem.x, trained if "trained" in change else problem.weight]
+        made = linear_cross_entropy(*inputs, problem.target, backend=backend, **call)
         loss = made if isinstance(made, Tensor) else made.loss
-        return [loss.detach(), *torch.autograd.grad(loss.sum(), problem.x)]
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        return [loss.detach(), *torch.autograd.grad(loss.sum() * change.get("upstream", 1.0), wanted)]
 
     rows: list[Row] = []
     names = [name for name, change in changes.items() if _agrees(step(change), step(change, "reference"))]
