@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +12,17 @@ from structloss.trees import TreeBatch
 
 PROMPT, REASONING, CODE = 0, 1, 2
 IGNORE_INDEX = -100
+
+
+class TeacherTopk(NamedTuple):
+    """A teacher's stored distributions, not shifted: position t holds the one that predicted token t.
+
+    ids: (B, T, k) int64 class ids, negative = padding; a position with only padding has no teacher.
+    logprobs: (B, T, k) floating point log-probabilities at temperature 1.
+    """
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
 
 
 @dataclass
@@ -27,7 +39,7 @@ class StructureBatch:
             student's node, -1 = the node has no token. Wanted with `student`.
         group_id: (B,) int64: rows of one problem share an id, -1 = in no group. Needs `passed`.
         passed: (B,) bool: whether the row's code passes its problem's tests.
-        topk: stored teacher log-probabilities for a distillation term; carried, not used by this version.
+        topk: stored teacher log-probabilities for L_kd, or None.
         confidence: (B,) float32: how far the student's tree can be trusted, 1 - its share of broken bytes;
             0 where the student's code is not known and the teacher's tree stands in. Default: from `student`.
 
@@ -44,7 +56,7 @@ class StructureBatch:
     student_hidden_index: torch.Tensor | None = None
     group_id: torch.Tensor | None = None
     passed: torch.Tensor | None = None
-    topk: object | None = None
+    topk: TeacherTopk | None = None
     confidence: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +79,14 @@ class StructureBatch:
                 raise ValueError(f"student_hidden_index: wants the student's (B, N) = {wanted}, got {got}")
             if self.confidence is None:
                 self.confidence = 1.0 - self.student.error_share
+        if self.topk is not None:
+            self.topk = TeacherTopk(*self.topk)
+            for name, tensor in self.topk._asdict().items():
+                if tensor.dim() != 3 or tensor.shape[:2] != self.labels.shape or tensor.shape != self.topk.ids.shape:
+                    raise ValueError(
+                        f"topk.{name}: wants shape (B, T, k) with (B, T) = {tuple(self.labels.shape)} as the labels, "
+                        f"got {tuple(tensor.shape)}"
+                    )
         if (self.group_id is None) != (self.passed is None):
             raise ValueError("group_id and passed: the pathway loss needs both, give both or neither")
         for name in ("group_id", "passed", "confidence"):
@@ -76,21 +96,21 @@ class StructureBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> StructureBatch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, (torch.Tensor, TreeBatch)):
-                moved[field.name] = value.to(device, non_blocking=non_blocking)
-        return replace(self, **moved)
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> StructureBatch:
         """Pinned copies, for asynchronous transfers (torch's DataLoader calls this)."""
-        pinned: dict[str, Any] = {}
+        return self._map(lambda part: part.pin_memory())
+
+    def _map(self, change: Callable[[Any], Any]) -> StructureBatch:
+        changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (torch.Tensor, TreeBatch)):
-                pinned[field.name] = value.pin_memory()
-        return replace(self, **pinned)
+            if isinstance(value, TeacherTopk):
+                changed[field.name] = TeacherTopk(*map(change, value))
+            elif isinstance(value, (torch.Tensor, TreeBatch)):
+                changed[field.name] = change(value)
+        return replace(self, **changed)
 
     def __len__(self) -> int:
         return self.labels.shape[0]

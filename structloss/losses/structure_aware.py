@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from structloss.lm_head import linear_cross_entropy
+from structloss.lm_head import linear_cross_entropy, linear_logprob, linear_topk_kl
 from structloss.losses.alignment_head import AlignmentHead
 from structloss.losses.batch import CODE, IGNORE_INDEX, StructureBatch, first_token_hidden_index
+from structloss.losses.diagnostics import Diagnostics
 from structloss.losses.pathway import distance_to_right, pathway_loss
 from structloss.losses.schedule import Shape, ramp
 from structloss.losses.token_weights import (
+    check_same_kinds,
     gather_node_values,
     region_weights,
     structural_factors,
@@ -23,8 +25,15 @@ from structloss.losses.token_weights import (
 
 @dataclass
 class StructureLossOutput:
-    """loss: scalar to differentiate; terms: each term's own value (unweighted, detached); metrics: what to log;
-    argmax: (B, T) int64 token that the student preferred at position t, -1 where it was not computed."""
+    """What a step needs and what a log wants.
+
+    loss: scalar to differentiate.
+    terms: each term's own value (unweighted, detached): "token", "align", "path", "kd", those that were computed.
+    metrics: scalars to log: "token_accuracy", "code_accuracy"; with the gap "gap_mean", "gap_share" (nodes above 0.5),
+        "weight_max" (the largest factor that it gave a token) and "student_confidence"; with L_path "path_groups".
+        With `diagnostics` see `Diagnostics`.
+    argmax: (B, T) int64 token that the student preferred at position t, -1 where it was not computed.
+    """
 
     loss: torch.Tensor
     terms: dict[str, torch.Tensor]
@@ -46,12 +55,13 @@ def _shift_left(values: torch.Tensor, fill: int) -> torch.Tensor:
 
 
 class StructureAwareLoss(nn.Module):
-    """``L = L_token + a(progress) * lambda_align * L_align + lambda_path * L_path``.
+    """``L = L_token + a(progress) * lambda_align * L_align + lambda_path * L_path + lambda_kd * L_kd``.
 
     L_token is cross-entropy with the weights ``w_t = region weight * u_t / mean(u over the row's code)`` and
     ``u_t = 1 + a(progress) * alpha * gap[node(t)] * (1 - p_t)``, see `structural_gap`; L_align is `AlignmentHead`;
-    L_path is `pathway_loss`. A term with weight 0 is not computed. Rows that failed their tests
-    (`batch.passed` false) are never imitated: they count in L_path alone.
+    L_path is `pathway_loss`; L_kd is the divergence from the teacher's stored top-k log-probabilities, token by token
+    with the weights of L_token, in the same pass over the head. A term with weight 0 is not computed. Rows that failed
+    their tests (`batch.passed` false) are never imitated: they count in L_path alone.
 
     A reconstruction of the idea of "Reasoning Distillation and Structural Alignment for Improved Code
     Generation" (arXiv 2510.17598), whose exact loss is not public.
@@ -59,12 +69,15 @@ class StructureAwareLoss(nn.Module):
     Args:
         reasoning_weight, code_weight: region weights of L_token; the prompt has weight 0.
         alpha: strength of the gap in the token weights; 0 = plain weighted cross-entropy.
-        gap_temperature, same_kind: see `structural_gap` and `relabel_costs`.
+        gap_temperature, same_kind, literal: see `structural_gap` and `relabel_costs`.
         lambda_align: weight of L_align; above 0 it wants `hidden_size` and `num_kinds`.
         lambda_path: weight of L_path.
         path_beta, path_margin, path_margin_per_distance: see `pathway_loss`.
         ramp_shape, ramp_end: a(progress), see `ramp`.
         rho: see `AlignmentHead`.
+        lambda_kd: weight of L_kd; above 0 it wants `batch.topk`.
+        kd_kind, kd_tail, kd_temperature, kd_teacher_vocab: `kind`, `tail`, `temperature` and `teacher_vocab` of
+            `linear_topk_kl`. L_kd is multiplied by temperature^2, so that its gradient keeps its size.
 
     Raises:
         ValueError: negative weights, or an alignment term without the sizes of its head.
@@ -78,6 +91,7 @@ class StructureAwareLoss(nn.Module):
         alpha: float = 1.0,
         gap_temperature: float = 0.25,
         same_kind: float = 0.5,
+        literal: float | None = None,
         lambda_align: float = 0.0,
         lambda_path: float = 0.0,
         path_beta: float = 10.0,
@@ -88,6 +102,11 @@ class StructureAwareLoss(nn.Module):
         hidden_size: int | None = None,
         num_kinds: int | None = None,
         rho: float = 0.1,
+        lambda_kd: float = 0.0,
+        kd_kind: str = "forward",
+        kd_tail: str = "bucket",
+        kd_temperature: float = 1.0,
+        kd_teacher_vocab: int | None = None,
     ) -> None:
         super().__init__()
         weights = {
@@ -96,6 +115,7 @@ class StructureAwareLoss(nn.Module):
             "alpha": alpha,
             "lambda_align": lambda_align,
             "lambda_path": lambda_path,
+            "lambda_kd": lambda_kd,
         }
         for name, value in weights.items():
             if not value >= 0.0:
@@ -106,6 +126,7 @@ class StructureAwareLoss(nn.Module):
         self.alpha = alpha
         self.gap_temperature = gap_temperature
         self.same_kind = same_kind
+        self.literal = literal
         self.lambda_align = lambda_align
         self.lambda_path = lambda_path
         self.path_beta = path_beta
@@ -113,6 +134,11 @@ class StructureAwareLoss(nn.Module):
         self.path_margin_per_distance = path_margin_per_distance
         self.ramp_shape: Shape = ramp_shape
         self.ramp_end = ramp_end
+        self.lambda_kd = lambda_kd
+        self.kd_kind = kd_kind
+        self.kd_tail = kd_tail
+        self.kd_temperature = kd_temperature
+        self.kd_teacher_vocab = kd_teacher_vocab
         self.align: AlignmentHead | None = None
         if lambda_align > 0.0:
             if hidden_size is None or num_kinds is None:
@@ -129,7 +155,11 @@ class StructureAwareLoss(nn.Module):
         bias: torch.Tensor | None = None,
         softcap: float | None = None,
         logit_scale: float = 1.0,
+        lora_a: torch.Tensor | None = None,
+        lora_b: torch.Tensor | None = None,
+        lora_scale: float = 1.0,
         denominator: torch.Tensor | float | None = None,
+        diagnostics: bool = False,
     ) -> StructureLossOutput:
         """The loss of one batch.
 
@@ -139,19 +169,16 @@ class StructureAwareLoss(nn.Module):
             batch: labels, regions and trees.
             progress: share of training done, in [0, 1].
             softcap, logit_scale: as the model applies them to its logits.
-            denominator: divides L_token's sum; default the sum of region weights in this batch. Under gradient
-                accumulation give the whole step's sum.
+            lora_a, lora_b, lora_scale: an adapter on the head, see `linear_cross_entropy`.
+            denominator: divides the sums of L_token and L_kd; default the sum of region weights in this batch. Under
+                gradient accumulation give the whole step's sum.
+            diagnostics: also measure each term's gradient and time, see `Diagnostics`.
 
         Raises:
-            ValueError: hidden states that do not fit the labels; a pathway term without `group_id`.
+            ValueError: hidden states that do not fit the labels; a pathway term without `group_id`; L_kd without
+                `topk`; student trees of another kind vocabulary.
         """
-        if hidden.dim() != 3 or hidden.shape[:2] != batch.labels.shape:
-            raise ValueError(
-                f"hidden: wants (B, T, D) with (B, T) = {tuple(batch.labels.shape)} as the labels, "
-                f"got {tuple(hidden.shape)}"
-            )
-        if self.lambda_path > 0.0 and batch.group_id is None:
-            raise ValueError("batch.group_id: the pathway term (lambda_path > 0) wants group_id and passed")
+        self._check(hidden, batch)
         structural = ramp(progress, shape=self.ramp_shape, end=self.ramp_end)
         shifted = self._targets(batch)
         base = region_weights(shifted.regions, reasoning=self.reasoning_weight, code=self.code_weight)
@@ -162,45 +189,58 @@ class StructureAwareLoss(nn.Module):
         if denominator is None:
             denominator = base.sum().clamp_min(1e-6)
 
-        strength = structural * self.alpha
-        metrics: dict[str, torch.Tensor] = {}
         terms: dict[str, torch.Tensor] = {}
-        weighted_by_gap = strength > 0.0 and batch.student is not None
-        head = {"linear_bias": bias, "softcap": softcap, "logit_scale": logit_scale}
-        if weighted_by_gap or self.lambda_path > 0.0:
-            # The weights depend on the student's probabilities: loss per token now, rows scaled in backward.
-            result = linear_cross_entropy(hidden, weight, shifted.target, reduction="none", outputs=("argmax",), **head)
-            nll = result.loss
-            weights = base
-            if weighted_by_gap:
-                weights = base * self._structural_factors(batch, shifted, (-nll).exp(), strength, metrics)
-            token_loss = (weights * nll).sum() / denominator
-        else:
-            result = linear_cross_entropy(
-                hidden,
-                weight,
-                shifted.target,
-                token_weight=base,
-                denominator=denominator,
-                outputs=("argmax",),
-                **head,
-            )
-            token_loss = result.loss
-        loss = token_loss
-        terms["token"] = token_loss.detach()
+        watch = Diagnostics(hidden, on=diagnostics)
+        metrics = watch.metrics
+        head: dict[str, Any] = {
+            "linear_bias": bias,
+            "softcap": softcap,
+            "logit_scale": logit_scale,
+            "lora_a": lora_a,
+            "lora_b": lora_b,
+            "lora_scale": lora_scale,
+        }
+        gap = None
+        if structural * self.alpha > 0.0 and batch.student is not None:
+            with watch.time("gap"):
+                gap = self._gap(batch, shifted, metrics)
+        weights = base
+        with watch.time("token"):
+            states = watch.states("token")
+            if gap is None and self.lambda_path == 0.0:
+                result = self._head_pass(
+                    states, weight, shifted, batch, head, token_weight=base, denominator=denominator, reduction="mean"
+                )
+                loss = result.loss
+            else:
+                # The weights depend on the student's probabilities: loss per token now, rows scaled in backward.
+                result = self._head_pass(states, weight, shifted, batch, head, reduction="none")
+                if gap is not None:
+                    is_code = (shifted.regions == CODE) & (shifted.target != IGNORE_INDEX)
+                    factors = structural_factors(gap, result.logprob.exp(), is_code, structural * self.alpha)
+                    metrics["weight_max"] = factors.max()
+                    weights = base * factors
+                loss = (weights * result.loss).sum() / denominator
+        terms["token"] = -(weights * result.logprob).sum() / denominator
+        if self.lambda_kd > 0.0:
+            terms["kd"] = self.kd_temperature**2 * (weights * result.kl).sum() / denominator
 
         if self.align is not None and structural > 0.0:
-            align_loss = self._align(hidden, batch, shifted.imitated)
+            with watch.time("align"):
+                align_loss = self._align(watch.states("align"), batch, shifted.imitated)
             loss = loss + structural * self.lambda_align * align_loss
             terms["align"] = align_loss.detach()
         if self.lambda_path > 0.0:
-            path_loss, groups = self._pathway(batch, shifted, nll)
+            with watch.time("path"):
+                logprob = -result.loss
+                if self.lambda_kd > 0.0:  # the pass above has one gradient, that of the mixture
+                    logprob = linear_logprob(watch.states("path"), weight, shifted.target, **head)
+                path_loss, groups = self._pathway(batch, shifted, logprob)
             loss = loss + self.lambda_path * path_loss
             terms["path"] = path_loss.detach()
             metrics["path_groups"] = torch.tensor(float(groups))
 
         preferred = result.argmax
-        assert preferred is not None
         right = (preferred == shifted.target) & (base > 0)
         is_code = (shifted.regions == CODE) & (base > 0)
         metrics["token_accuracy"] = right.sum() / (base > 0).sum().clamp_min(1)
@@ -209,6 +249,55 @@ class StructureAwareLoss(nn.Module):
         argmax = torch.cat([first, preferred[:, :-1]], dim=1)
         return StructureLossOutput(loss, terms, metrics, argmax)
 
+    def _check(self, hidden: torch.Tensor, batch: StructureBatch) -> None:
+        if hidden.dim() != 3 or hidden.shape[:2] != batch.labels.shape:
+            raise ValueError(
+                f"hidden: wants (B, T, D) with (B, T) = {tuple(batch.labels.shape)} as the labels, "
+                f"got {tuple(hidden.shape)}"
+            )
+        if self.lambda_path > 0.0 and batch.group_id is None:
+            raise ValueError("batch.group_id: the pathway term (lambda_path > 0) wants group_id and passed")
+        if self.lambda_kd > 0.0 and batch.topk is None:
+            raise ValueError(
+                "batch.topk: the distillation term (lambda_kd > 0) wants the teacher's top-k log-probabilities, "
+                "a TeacherTopk"
+            )
+        if batch.student is not None:
+            check_same_kinds(batch.student, batch.teacher)
+
+    def _head_pass(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        shifted: _Targets,
+        batch: StructureBatch,
+        head: dict[str, Any],
+        **options: Any,
+    ) -> Any:
+        """Cross-entropy, with L_kd mixed in where it has a weight: loss, logprob, argmax (and kl)."""
+        if self.lambda_kd == 0.0:
+            return linear_cross_entropy(
+                hidden, weight, shifted.target, outputs=("logprob", "argmax"), **head, **options
+            )
+        assert batch.topk is not None
+        result = linear_topk_kl(
+            hidden,
+            weight,
+            _shift_left(batch.topk.ids, -1),
+            _shift_left(batch.topk.logprobs, 0),
+            target=shifted.target,
+            cross_entropy_weight=1.0 / self.lambda_kd,
+            kind=self.kd_kind,
+            tail=self.kd_tail,
+            temperature=self.kd_temperature,
+            scale_by_temperature_squared=True,
+            teacher_vocab=self.kd_teacher_vocab,
+            outputs=("kl", "logprob", "argmax"),
+            **head,
+            **options,
+        )
+        return result._replace(loss=self.lambda_kd * result.loss)
+
     def _targets(self, batch: StructureBatch) -> _Targets:
         target = _shift_left(batch.labels, IGNORE_INDEX)
         imitated = batch.passed
@@ -216,14 +305,8 @@ class StructureAwareLoss(nn.Module):
             imitated = torch.ones(len(batch), dtype=torch.bool, device=target.device)
         return _Targets(target, _shift_left(batch.regions, 0), _shift_left(batch.token_node, -1), imitated)
 
-    def _structural_factors(
-        self,
-        batch: StructureBatch,
-        shifted: _Targets,
-        prob: torch.Tensor,
-        strength: float,
-        metrics: dict[str, torch.Tensor],
-    ) -> torch.Tensor:
+    def _gap(self, batch: StructureBatch, shifted: _Targets, metrics: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(B, T) gap of each predicted token's node."""
         assert batch.student is not None
         assert batch.confidence is not None
         confidence = batch.confidence * shifted.imitated
@@ -232,15 +315,14 @@ class StructureAwareLoss(nn.Module):
             batch.teacher,
             temperature=self.gap_temperature,
             same_kind=self.same_kind,
+            literal=self.literal,
             confidence=confidence,
         )
-        is_code = (shifted.regions == CODE) & (shifted.target != IGNORE_INDEX)
-        gap_at_token = gather_node_values(gap, shifted.token_node)
         nodes = (batch.teacher.sizes * shifted.imitated).sum().clamp_min(1)
         metrics["gap_mean"] = gap.sum() / nodes
         metrics["gap_share"] = (gap > 0.5).sum() / nodes
         metrics["student_confidence"] = confidence.sum() / shifted.imitated.sum().clamp_min(1)
-        return structural_factors(gap_at_token, prob, is_code, strength)
+        return gather_node_values(gap, shifted.token_node)
 
     def _align(self, hidden: torch.Tensor, batch: StructureBatch, rows: torch.Tensor) -> torch.Tensor:
         assert self.align is not None
@@ -249,11 +331,11 @@ class StructureAwareLoss(nn.Module):
             return self.align(hidden, batch.teacher, index, batch.teacher, rows)
         return self.align(hidden, batch.student, batch.student_hidden_index, batch.teacher, rows)
 
-    def _pathway(self, batch: StructureBatch, shifted: _Targets, nll: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def _pathway(self, batch: StructureBatch, shifted: _Targets, logprob: torch.Tensor) -> tuple[torch.Tensor, int]:
         assert batch.group_id is not None
         assert batch.passed is not None
         is_code = (shifted.regions == CODE) & (shifted.target != IGNORE_INDEX)
-        mean_logprob = -torch.where(is_code, nll, 0.0).sum(1) / is_code.sum(1).clamp_min(1)
+        mean_logprob = torch.where(is_code, logprob, 0.0).sum(1) / is_code.sum(1).clamp_min(1)
         delta = distance_to_right(batch.teacher, batch.group_id, batch.passed)
         return pathway_loss(
             mean_logprob,

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from structloss.losses.batch import CODE, REASONING
 from structloss.tree_alignment import soft_tree_edit_distance
 from structloss.trees import TreeBatch
+from structloss.trees.kinds import rules_of_version
 
 
-def relabel_costs(a: TreeBatch, b: TreeBatch, *, same_kind: float = 0.5) -> torch.Tensor:
+def relabel_costs(a: TreeBatch, b: TreeBatch, *, same_kind: float = 0.5, literal: float | None = None) -> torch.Tensor:
     """(B, N, M) float32 relabel costs in [0, 1]: 0 where labels agree, `same_kind` where only the kinds do, else 1.
 
-    A label holds the node's text (names, literals, operators), a kind does not, so a wrong literal in the right
-    place costs `same_kind`.
+    A label holds the node's text (names, literals, operators), a kind does not, so another name in the right place
+    costs `same_kind`. Another number or string costs `literal`, by default `same_kind` too: a renamed variable is often
+    as good, a wrong constant hardly ever.
+
+    Raises:
+        ValueError: costs outside [0, 1], trees of two languages, or `literal` for trees whose kinds have no version
+            (those of ``TreeBatch.from_parents``).
     """
+    for name, value in (("same_kind", same_kind), ("literal", literal)):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name}: wants a cost in [0, 1], got {value}")
+    check_same_kinds(a, b)
+    other_text: float | torch.Tensor = same_kind
+    if literal is not None:
+        if a.kind_version is None:
+            raise ValueError(
+                "literal: which kinds are literals is known only of parsed trees (TreeBatch.from_sources, from_trees)"
+            )
+        rules = rules_of_version(a.kind_version)
+        by_kind = [literal if name in rules.literals else same_kind for name in rules.kinds]
+        other_text = torch.tensor(by_kind, device=a.kind.device)[a.kind.clamp_min(0)].unsqueeze(2)
     label = a.label.unsqueeze(2) == b.label.unsqueeze(1)
     kind = a.kind.unsqueeze(2) == b.kind.unsqueeze(1)
-    costs = torch.where(kind, same_kind, 1.0)
+    costs = torch.where(kind, other_text, 1.0)
     return torch.where(label, 0.0, costs).to(torch.float32)
+
+
+def check_same_kinds(student: TreeBatch, teacher: TreeBatch) -> None:
+    """Raises ValueError where the kinds of the two are ids of different vocabularies."""
+    if None not in (student.kind_version, teacher.kind_version) and student.kind_version != teacher.kind_version:
+        raise ValueError(
+            f"student: its kinds are of version {student.kind_version!r}, the teacher's of {teacher.kind_version!r}; "
+            "parse both as one language with one release of structloss"
+        )
 
 
 @torch.no_grad()
@@ -28,6 +58,7 @@ def structural_gap(
     *,
     temperature: float = 0.25,
     same_kind: float = 0.5,
+    literal: float | None = None,
     confidence: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How far each teacher node is missing from the student's own code.
@@ -37,11 +68,12 @@ def structural_gap(
     another kind. At temperature 0.25 identical trees show a mean gap of about 0.
 
     Args:
+        same_kind, literal: see `relabel_costs`.
         confidence: (B,) in [0, 1], multiplies the row's gaps (broken code is weak evidence).
 
     Returns: (B, M) float32 in [0, 1]; 0 at padding.
     """
-    costs = relabel_costs(student, teacher, same_kind=same_kind)
+    costs = relabel_costs(student, teacher, same_kind=same_kind, literal=literal)
     _, posterior = soft_tree_edit_distance(
         student, teacher, relabel=costs, temperature=temperature, return_posterior=True
     )
@@ -49,6 +81,16 @@ def structural_gap(
     real = torch.arange(teacher.label.shape[1], device=present.device) < teacher.sizes.unsqueeze(1)
     gap = torch.where(real, (1.0 - present).clamp(0.0, 1.0), 0.0)
     return gap if confidence is None else gap * confidence.to(gap).unsqueeze(1)
+
+
+def structural_surplus(student: TreeBatch, teacher: TreeBatch, **costs: Any) -> torch.Tensor:
+    """How far each node of the student's own code is one that the teacher's has no place for.
+
+    The gap seen from the other side: ``1 - sum_j P_ij (1 - c_ij)``, with the keywords of `structural_gap`.
+
+    Returns: (B, N) float32 in [0, 1]; 0 at padding.
+    """
+    return structural_gap(teacher, student, **costs)
 
 
 def gather_node_values(values: torch.Tensor, token_node: torch.Tensor) -> torch.Tensor:

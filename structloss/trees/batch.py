@@ -27,6 +27,7 @@ class TreeBatch:
     table_columns: an upper bound, over the trees and both orientations, on the columns of all keyroot tables side by
     side: the sum over keyroots of (subtree size + 1). A Python number, so that a workspace on a device can be sized
     without waiting for the device; None where it is not known.
+    kind_version: what the ids in `kind` mean, as :class:`Tree` has it; None where they are the caller's own.
     """
 
     label: torch.Tensor
@@ -38,6 +39,7 @@ class TreeBatch:
     sizes: torch.Tensor
     error_share: torch.Tensor
     table_columns: int | None = field(default=None, kw_only=True)
+    kind_version: str | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -87,7 +89,7 @@ class TreeBatch:
         Raises ValueError for trees of several vocabularies or of one that is not installed, or another number of
         `tokens` than of trees.
         """
-        _check_versions(trees)
+        version = _one_version(trees)
         if tokens is not None and len(tokens) != len(trees):
             raise ValueError(f"tokens: got {len(tokens)} arrays for {len(trees)} trees, wants one each")
         sizes = np.array([tree.size for tree in trees], dtype=np.int64)
@@ -103,7 +105,7 @@ class TreeBatch:
                 except ValueError as error:
                     raise ValueError(f"tokens[{i}]: {error}") from None
         shares = np.array([tree.error_share for tree in trees], dtype=np.float32)
-        return _to_tensors(batch, sizes, shares)
+        return _to_tensors(batch, sizes, shares, version)
 
     @classmethod
     def from_parents(
@@ -144,7 +146,7 @@ class TreeBatch:
         return _to_tensors(batch, sizes, np.zeros(len(sizes), dtype=np.float32))
 
 
-def _check_versions(trees: Sequence[Tree]) -> None:
+def _one_version(trees: Sequence[Tree]) -> str | None:
     vocabularies = sorted({(tree.language, tree.kind_version) for tree in trees})
     for language, version in vocabularies:
         installed = language_rules(language).version
@@ -156,6 +158,7 @@ def _check_versions(trees: Sequence[Tree]) -> None:
     if len(vocabularies) > 1:
         versions = ", ".join(version for _, version in vocabularies)
         raise ValueError(f"trees: got kind versions {versions}, wants one: make a batch for each language")
+    return vocabularies[0][1] if vocabularies else None
 
 
 def _empty_batch(sizes: np.ndarray) -> dict[str, np.ndarray]:
@@ -165,13 +168,16 @@ def _empty_batch(sizes: np.ndarray) -> dict[str, np.ndarray]:
     return batch
 
 
-def _to_tensors(batch: dict[str, np.ndarray], sizes: np.ndarray, shares: np.ndarray) -> TreeBatch:
-    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+def _to_tensors(
+    batch: dict[str, np.ndarray], sizes: np.ndarray, shares: np.ndarray, kind_version: str | None = None
+) -> TreeBatch:
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
     return TreeBatch(
         **tensors,
         sizes=torch.from_numpy(sizes),
         error_share=torch.from_numpy(shares),
         table_columns=_table_columns(batch["parent"], batch["leftmost"]),
+        kind_version=kind_version,
     )
 
 

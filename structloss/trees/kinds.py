@@ -19,6 +19,15 @@ def language_rules(language: str) -> LanguageRules:
         raise ValueError(f"language: got {language!r}, but only these exist: {known}") from None
 
 
+def rules_of_version(version: str) -> LanguageRules:
+    """The rules whose ids a batch of `version` holds. Raises ValueError where this installation has none."""
+    for rules in LANGUAGES.values():
+        if rules.version == version:
+            return rules
+    known = ", ".join(sorted(rules.version for rules in LANGUAGES.values()))
+    raise ValueError(f"kind_version: got {version!r}, but this installation knows only: {known}")
+
+
 def kind_names(language: str = "python") -> tuple[str, ...]:
     """Names of the node kinds; the position is the id in ``Tree.kind``. Id 0 is ``unknown``, 1 is ``ERROR``.
 

@@ -148,6 +148,21 @@ JAVA = LanguageRules(
     operators=with_errors(
         _OPERATORS, ["binary_expression", "unary_expression", "update_expression", "assignment_expression"]
     ),
+    literals=frozenset(
+        [
+            "binary_integer_literal",
+            "character_literal",
+            "decimal_floating_point_literal",
+            "decimal_integer_literal",
+            "escape_sequence",
+            "hex_floating_point_literal",
+            "hex_integer_literal",
+            "multiline_string_fragment",
+            "octal_integer_literal",
+            "string_fragment",
+            "string_literal",
+        ]
+    ),
     string="string_literal",
     interpolation="escape",
     kept_below={"lambda_expression": frozenset(["block"]), "object_creation_expression": frozenset(["class_body"])},

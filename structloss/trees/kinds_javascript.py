@@ -142,6 +142,9 @@ JAVASCRIPT = LanguageRules(
     operators=with_errors(
         _OPERATORS, ["binary_expression", "unary_expression", "update_expression", "augmented_assignment_expression"]
     ),
+    literals=frozenset(
+        ["number", "regex", "string", "string_fragment", "escape_sequence", "html_character_reference", "jsx_text"]
+    ),
     string="string",
     interpolation="never",
     kept_below={

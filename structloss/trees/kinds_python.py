@@ -97,6 +97,7 @@ PYTHON = LanguageRules(
         _OPERATORS,
         ["binary_operator", "unary_operator", "boolean_operator", "comparison_operator", "augmented_assignment"],
     ),
+    literals=frozenset(["integer", "float", "string", "string_content"]),
     string="string",
     interpolation="prefix",
     text_if_leaf=frozenset(["format_specifier"]),

@@ -10,6 +10,7 @@
   ``x => { y }``), and stay.
 * An ``atoms`` node is a leaf whose label carries its source text, a ``plain_leaves`` node one whose kind says all. A
   ``text_if_leaf`` node carries its text where it keeps no child.
+* ``literals`` are the kinds whose text is a value (numbers, strings), where that of other leaves is a name.
 * ``string`` is the string literal: a leaf whose label carries what stands between the quotes, unless it interpolates.
   Then it keeps its parts.
 
@@ -43,6 +44,7 @@ class LanguageRules:
     atoms: frozenset[str]
     plain_leaves: frozenset[str]
     operators: Mapping[str, frozenset[str]]
+    literals: frozenset[str]
     string: str
     interpolation: Literal["prefix", "escape", "never"]
     kept_below: Mapping[str, frozenset[str]] = field(default_factory=dict)

@@ -1,10 +1,14 @@
-"""A small byte-level tokenizer, trained on the spot."""
+"""A small byte-level tokenizer, trained on the spot, and a batch of examples for the losses."""
 
 from __future__ import annotations
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from structloss import StructureBatch, StructureCollator
+from structloss.losses import Example
+from tests.structloss.loss_examples import make_examples
 
 CORPUS = [
     "Return the sum of the even numbers in xs.\ndef f(xs):\n    total = 0\n    for x in xs:\n"
@@ -29,3 +33,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     backend.train_from_iterator(CORPUS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
+
+
+@pytest.fixture
+def examples(tokenizer) -> list[Example]:
+    return make_examples(tokenizer)
+
+
+@pytest.fixture
+def batch(tokenizer, examples) -> StructureBatch:
+    return StructureCollator(tokenizer.pad_token_id)(examples)["structure"]

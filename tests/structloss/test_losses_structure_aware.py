@@ -12,54 +12,7 @@ import torch.nn.functional as F
 from structloss import StructureAwareLoss, StructureBatch, StructureCollator, VisitCache, encode_example
 from structloss.losses import CODE, PROMPT, REASONING, Example, structural_factors, structural_gap
 from structloss.losses.token_weights import gather_node_values
-
-PROGRAMS = [
-    ("sum of xs", "add each x", "    total = 0\n    for x in xs:\n        total += x\n    return total"),
-    ("keep é in s ☂", "filter", '    return [c for c in s if c == "é☂"]'),
-    ("nothing", "do nothing", "    return 0"),
-]
-
-
-def make_examples(tokenizer, **extra) -> list[Example]:
-    return [
-        encode_example(
-            tokenizer,
-            [
-                ("prompt", prompt + "\ndef f(xs):\n<think>"),
-                ("reasoning", f"\n{why}\n</think>"),
-                ("code", f"\n{code}<eos>"),
-            ],
-            id=f"sample-{number}",
-            code_prefix="def f(xs):",
-            **extra,
-        )
-        for number, (prompt, why, code) in enumerate(PROGRAMS)
-    ]
-
-
-@pytest.fixture
-def examples(tokenizer) -> list[Example]:
-    return make_examples(tokenizer)
-
-
-@pytest.fixture
-def batch(tokenizer, examples) -> StructureBatch:
-    return StructureCollator(tokenizer.pad_token_id)(examples)["structure"]
-
-
-def head_for(tokenizer, batch, *, dtype=torch.float64, dim=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(*batch.labels.shape, dim, generator=generator, dtype=dtype, requires_grad=True)
-    weight = torch.randn(len(tokenizer), dim, generator=generator, dtype=dtype, requires_grad=True)
-    return hidden, weight
-
-
-def token_nll(hidden, weight, labels):
-    """(B, T) loss of the token at each position, by full logits; 0 where ignored."""
-    logits = hidden[:, :-1] @ weight.T
-    nll = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none", ignore_index=-100)
-    return torch.cat([torch.zeros_like(nll.view(len(labels), -1)[:, :1]), nll.view(len(labels), -1)], 1)
-
+from tests.structloss.loss_examples import PROGRAMS, head_for, make_examples, seen_batch, token_nll
 
 # --- examples and batches -----------------------------------------------------------------------------------------
 
@@ -166,17 +119,6 @@ def test_region_weights_by_hand(tokenizer, batch) -> None:
     weights[batch.regions == REASONING] = 0.25
     weights[batch.regions == CODE] = 2.0
     torch.testing.assert_close(output.loss, (weights * nll).sum() / weights.sum())
-
-
-def seen_batch(tokenizer, examples, batch, *, literal=False) -> StructureBatch:
-    """The batch at its second visit: the student preferred the teacher's tokens, or `pass` for each `x`."""
-    cache = VisitCache(tokenizer)
-    preferred = batch.labels.clone()
-    if literal:
-        zero = tokenizer.convert_tokens_to_ids("0")
-        preferred[(preferred == zero) & (batch.regions == CODE)] = tokenizer.convert_tokens_to_ids("7")
-    cache.update(examples, preferred)
-    return cache.attach(batch, examples)
 
 
 def test_gap_weights_the_tokens_and_their_gradients(tokenizer, examples, batch) -> None:
