@@ -1,135 +1,231 @@
-"""What one training step costs, by loss: python -m benchmarks.loss_step [--out FILE.json].
+"""What one training step costs, by loss and by part.
 
-One student (a Llama from a configuration), one batch of real teacher code, one thread. Interleaved in rotating order:
-the trunk alone, eager cross-entropy on full logits, the fused plain loss, the gap-weighted loss, and the gap with the
-alignment term. The floor is the trunk.
+    python -m benchmarks.loss_step                      the kata student: 1 M parameters, 16 short traces a batch
+    python -m benchmarks.loss_step --student large      100 M parameters, 8 x 1,024 tokens of the standard library
+    python -m benchmarks.loss_step --out FILE.json      --out keeps what the file holds of the other student
+
+Two tables for a student that is a Llama made from a configuration, on one thread:
+
+losses  forward and backward, interleaved: the trunk alone (the floor), eager cross-entropy on full logits, the fused
+        plain loss, the gap-weighted loss, the gap with the alignment term. Before anything is timed, the fused loss is
+        compared with the eager one.
+parts   one step of the last of them by part: reading the student's own code, trunk, gap, LM head, alignment, backward,
+        remembering the argmax.
+
+The student's own code is the teacher's with every tenth token replaced, which is what a student of 90 % token accuracy
+would show.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
+import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.timing import Variant, environment, interleave, spread
+from benchmarks.trees_to_batch import functions
 from structloss import StructureAwareLoss, StructureCollator, VisitCache, encode_example, hidden_and_head
+from structloss.losses import CODE, Example
 from structloss.trees import num_kinds
 from training import text
 from training.config import StudentConfig
 from training.kata import make_kata
 from training.students import build_student, load_tokenizer, train_tokenizer
 
+Row = dict[str, Any]
+FUSED = "fused cross-entropy"
+
+
+class Size(NamedTuple):
+    config: StudentConfig
+    vocab: int
+    rows: int
+    tokens: int | None  # None: the traces as they are
+    rounds: int
+
+
+STUDENTS = {
+    "kata": Size(StudentConfig(hidden_size=128, intermediate_size=384), 1024, 16, None, 15),
+    "large": Size(
+        StudentConfig(hidden_size=768, intermediate_size=2304, layers=12, heads=12), 16_384, 8, 1024, 3
+    ),
+}  # fmt: skip
+
+
+class Setup(NamedTuple):
+    student: Any
+    examples: list[Example]
+    inputs: dict[str, Any]
+    visits: VisitCache
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loss_step", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", choices=STUDENTS, default="kata")
+    parser.add_argument("--rounds", type=int, help="steps that everything is timed")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--hidden-size", type=int, default=128)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    variants = build_variants(options.batch_size, options.hidden_size)
-    seconds = measure(variants, options.rounds)
-    floor = statistics.median(seconds["trunk"])
-    plain = statistics.median(seconds["fused cross-entropy"])
-    rows = []
-    for name, times in seconds.items():
-        quartiles = statistics.quantiles(times, n=4)
-        rows.append(
-            {
-                "variant": name,
-                "median_ms": 1e3 * statistics.median(times),
-                "p25_ms": 1e3 * quartiles[0],
-                "p75_ms": 1e3 * quartiles[2],
-                "over_trunk": statistics.median(times) / floor,
-                "over_fused_cross_entropy": statistics.median(times) / plain,
-            }
-        )
-        row = rows[-1]
+    size = STUDENTS[options.student]
+    rounds = options.rounds or size.rounds
+    setup = set_up(size)
+    report = environment(("transformers",)) | {
+        "parameters": sum(parameter.numel() for parameter in setup.student.parameters()),
+        "rows": len(setup.examples),
+        "tokens": sum(map(len, setup.examples)),
+        "nodes": [example.tree.size for example in setup.examples],
+        "losses": losses(setup, rounds),
+        "parts": parts(setup, rounds),
+    }
+    print(f"{report['parameters'] / 1e6:.1f} M parameters, {report['rows']} rows, {report['tokens']} tokens")
+    for row in report["losses"]:
         print(
-            f"{name:32} {row['median_ms']:8.1f} ms  [{row['p25_ms']:.1f}, {row['p75_ms']:.1f}]  "
-            f"{row['over_trunk']:.2f} x trunk  {row['over_fused_cross_entropy']:.2f} x fused"
+            f"{row['variant']:34}{row['median_ms']:10.1f} ms  {row['over_trunk']:.3f} x trunk  "
+            f"{row['over_fused']:.3f} x fused"
         )
+    for row in report["parts"]:
+        print(f"{row['part']:34}{row['median_ms']:10.1f} ms  {row['share']:.1%}")
     if options.out:
-        report = {
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "threads": 1,
-            "rows": rows,
-        }
-        options.out.write_text(json.dumps(report | {"batch_size": options.batch_size}, indent=1) + "\n")
+        before = json.loads(options.out.read_text()) if options.out.is_file() else {}
+        options.out.write_text(json.dumps(before | {options.student: report}, indent=1) + "\n")
 
 
-def build_variants(batch_size: int, hidden_size: int) -> dict[str, Callable[[], torch.Tensor]]:
-    """Each variant gives the scalar to differentiate; they agree where they compute the same."""
-    traces = make_kata(max(batch_size, 40), 1, 1).traces[:batch_size]
+def set_up(size: Size) -> Setup:
+    segments = kata_segments(size.rows) if size.tokens is None else library_segments(size)
     with tempfile.TemporaryDirectory() as folder:
-        written = ("".join(part for _, part in text.segments(trace)) for trace in traces)
-        train_tokenizer(written, 1024).save_pretrained(folder)
+        train_tokenizer(("".join(part for _, part in row) for row, _ in segments), size.vocab).save_pretrained(folder)
         tokenizer = load_tokenizer(folder)
-    config = StudentConfig(hidden_size=hidden_size, intermediate_size=3 * hidden_size)
-    student = build_student(config, tokenizer, seed=0, max_positions=512)
     examples = [
-        encode_example(tokenizer, text.segments(trace), id=trace["id"], code_prefix=trace["code_prefix"])
-        for trace in traces
+        encode_example(tokenizer, row, id=str(number), code_prefix=prefix)
+        for number, (row, prefix) in enumerate(segments)
     ]
+    if size.tokens is not None:
+        examples = sorted(examples, key=lambda example: abs(len(example) - size.tokens))[: size.rows]
     inputs = StructureCollator(tokenizer.pad_token_id)(examples)
-    batch = inputs["structure"]
+    student = build_student(size.config, tokenizer, seed=0, max_positions=2048)
     visits = VisitCache(tokenizer)
-    visits.update(examples, batch.labels)
-    plain = StructureAwareLoss(alpha=0.0)
-    gap = StructureAwareLoss(alpha=1.0, ramp_shape="constant")
-    both = StructureAwareLoss(
-        alpha=1.0, lambda_align=0.1, ramp_shape="constant", hidden_size=hidden_size, num_kinds=num_kinds("python")
-    )
+    preferred = inputs["structure"].labels.clone()
+    draw = torch.Generator().manual_seed(0)
+    wrong = (torch.rand(preferred.shape, generator=draw) < 0.1) & (inputs["structure"].regions == CODE)
+    preferred[wrong] = torch.randint(len(tokenizer), (int(wrong.sum()),), generator=draw)
+    visits.update(examples, preferred)
+    return Setup(student, examples, inputs, visits)
 
-    def head() -> tuple[torch.Tensor, torch.Tensor]:
-        made = hidden_and_head(student, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        return made.hidden, made.weight
+
+def kata_segments(rows: int) -> list[tuple[list[tuple[str, str]], str]]:
+    traces = make_kata(max(rows, 40), 1, 1).traces[:rows]
+    return [(text.segments(trace), trace["code_prefix"]) for trace in traces]
+
+
+def library_segments(size: Size) -> list[tuple[list[tuple[str, str]], str]]:
+    """Functions of the standard library put together until they are about as long as a row."""
+    assert size.tokens is not None
+    sources = list(islice(functions(200), 200))
+    random.Random(0).shuffle(sources)
+    rest = iter(sources)
+    return [([("prompt", "Write them.\n"), ("code", joined(rest, 4 * size.tokens))], "") for _ in range(3 * size.rows)]
+
+
+def joined(sources: Iterator[str], characters: int) -> str:
+    made = ""
+    while len(made) < characters and (source := next(sources, None)) is not None:
+        made += source + "\n\n"
+    return made
+
+
+def structure_losses(hidden_size: int) -> dict[str, StructureAwareLoss]:
+    head = {"hidden_size": hidden_size, "num_kinds": num_kinds("python")}
+    return {
+        FUSED: StructureAwareLoss(alpha=0.0),
+        "structure-aware, gap": StructureAwareLoss(alpha=1.0, ramp_shape="constant"),
+        "structure-aware, gap + alignment": StructureAwareLoss(
+            alpha=1.0, lambda_align=0.1, ramp_shape="constant", **head
+        ),
+    }  # fmt: skip
+
+
+def trunk(setup: Setup) -> Any:
+    inputs = setup.inputs
+    return hidden_and_head(setup.student, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+
+
+def losses(setup: Setup, rounds: int) -> list[Row]:
+    batch = setup.inputs["structure"]
 
     def eager() -> torch.Tensor:
-        hidden, weight = head()
-        return F.cross_entropy((hidden[:, :-1] @ weight.T).flatten(0, 1), batch.labels[:, 1:].flatten())
+        made = trunk(setup)
+        return F.cross_entropy((made.hidden[:, :-1] @ made.weight.T).flatten(0, 1), batch.labels[:, 1:].flatten())
 
-    def with_own_code(loss: StructureAwareLoss) -> torch.Tensor:
-        structure = visits.attach(batch, examples)
-        output = loss(*head(), structure, progress=0.5)
-        visits.update(examples, output.argmax)
-        return output.loss
+    def with_loss(loss: StructureAwareLoss) -> torch.Tensor:
+        made = trunk(setup)
+        structure = batch if loss.alpha == 0.0 else setup.visits.attach(batch, setup.examples)
+        return loss(made.hidden, made.weight, structure, progress=1.0).loss
 
-    variants = {
-        "trunk": lambda: head()[0].sum(),
+    values: dict[str, Callable[[], torch.Tensor]] = {
+        "trunk": lambda: trunk(setup).hidden.sum(),
         "eager cross-entropy": eager,
-        "fused cross-entropy": lambda: plain(*head(), batch, progress=0.5).loss,
-        "structure-aware, gap": lambda: with_own_code(gap),
-        "structure-aware, gap + alignment": lambda: with_own_code(both),
     }
-    torch.testing.assert_close(variants["eager cross-entropy"](), variants["fused cross-entropy"]())
-    return variants
+    for name, loss in structure_losses(setup.student.config.hidden_size).items():
+        values[name] = lambda loss=loss: with_loss(loss)
+    torch.testing.assert_close(values["eager cross-entropy"](), values[FUSED]())
+    variants = [Variant(name, lambda value=value: value().backward(), 1, 1, rounds) for name, value in values.items()]
+    times = dict(zip(values, interleave(variants, rounds), strict=True))
+    return [
+        {"variant": name}
+        | spread(seconds, 1)
+        # The step of the same round: the clock drifts less within a round than between rounds.
+        | {"over_trunk": ratio(seconds, times["trunk"]), "over_fused": ratio(seconds, times[FUSED])}
+        for name, seconds in times.items()
+    ]
 
 
-def measure(variants: dict[str, Callable[[], torch.Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of forward and backward, interleaved with rotating order; the first two rounds are warm-up."""
-    names = list(variants)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 2):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            started = time.perf_counter()
-            variants[name]().backward()
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+def ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    return statistics.median(mine / other for mine, other in zip(seconds, others, strict=True))
+
+
+def parts(setup: Setup, rounds: int) -> list[Row]:
+    """Median of each part over the rounds, in the order of a step."""
+    loss = structure_losses(setup.student.config.hidden_size)["structure-aware, gap + alignment"]
+    seconds: dict[str, list[float]] = {}
+    since = time.perf_counter()
+
+    def part(name: str, already: float = 0.0) -> None:
+        nonlocal since
+        now = time.perf_counter()
+        seconds.setdefault(name, []).append(now - since - already)
+        since = now
+
+    for _ in range(rounds):
+        since = time.perf_counter()
+        structure = setup.visits.attach(setup.inputs["structure"], setup.examples)
+        part("read the student's own code")
+        made = trunk(setup)
+        part("trunk, forward")
+        output = loss(made.hidden, made.weight, structure, progress=1.0, diagnostics=True)
+        inside = {name: output.metrics[f"seconds_{name}"].item() for name in ("gap", "token", "align")}
+        seconds.setdefault("gap: align the trees", []).append(inside["gap"])
+        seconds.setdefault("LM head and cross-entropy", []).append(inside["token"])
+        seconds.setdefault("L_align, forward", []).append(inside["align"])
+        part("rest of the loss", already=sum(inside.values()))
+        output.loss.backward()
+        part("backward")
+        setup.visits.update(setup.examples, setup.inputs["structure"].labels)
+        part("remember the argmax")
+    whole = sum(map(statistics.median, seconds.values()))
+    return [
+        {"part": name} | spread(times, 1) | {"share": statistics.median(times) / whole}
+        for name, times in seconds.items()
+    ]
 
 
 if __name__ == "__main__":
