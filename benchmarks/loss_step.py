@@ -1,8 +1,9 @@
 """What one training step costs, by loss and by part.
 
     python -m benchmarks.loss_step                      the kata student: 1 M parameters, 16 short traces a batch
-    python -m benchmarks.loss_step --student large      100 M parameters, 8 x 1,024 tokens of the standard library
+    python -m benchmarks.loss_step --student large      100 M parameters, 4 x 1,024 tokens of the standard library
     python -m benchmarks.loss_step --out FILE.json      --out keeps what the file holds of the other student
+    python -m benchmarks.loss_step --write-docs docs/loss.md     the tables from the file, without a measurement
 
 Two tables for a student that is a Llama made from a configuration, on one thread:
 
@@ -20,12 +21,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.timing import Variant, environment, interleave, spread
+from benchmarks.tree_report import conditions, fill, markdown, timed
 from benchmarks.trees_to_batch import functions
 from structloss import StructureAwareLoss, StructureCollator, VisitCache, encode_example, hidden_and_head
 from structloss.losses import CODE, Example
@@ -57,7 +57,7 @@ class Size(NamedTuple):
 STUDENTS = {
     "kata": Size(StudentConfig(hidden_size=128, intermediate_size=384), 1024, 16, None, 15),
     "large": Size(
-        StudentConfig(hidden_size=768, intermediate_size=2304, layers=12, heads=12), 16_384, 8, 1024, 3
+        StudentConfig(hidden_size=768, intermediate_size=2304, layers=12, heads=12), 16_384, 4, 1024, 3
     ),
 }  # fmt: skip
 
@@ -69,17 +69,24 @@ class Setup(NamedTuple):
     visits: VisitCache
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", choices=STUDENTS, default="kata")
     parser.add_argument("--rounds", type=int, help="steps that everything is timed")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
-    options = parser.parse_args()
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder of loss_step.json")
+    parser.add_argument("--write-docs", type=Path, metavar="PAGE", help="renew the tables between the page's markers")
+    options = parser.parse_args(arguments)
+    if options.write_docs:
+        report = json.loads((options.results / "loss_step.json").read_text())
+        options.write_docs.write_text(fill(options.write_docs.read_text(), tables(report)))
+        return
     torch.set_num_threads(1)
     size = STUDENTS[options.student]
     rounds = options.rounds or size.rounds
     setup = set_up(size)
-    report = environment(("transformers",)) | {
+    report = {
+        "environment": environment(("transformers",)),
         "parameters": sum(parameter.numel() for parameter in setup.student.parameters()),
         "rows": len(setup.examples),
         "tokens": sum(map(len, setup.examples)),
@@ -88,16 +95,32 @@ def main() -> None:
         "parts": parts(setup, rounds),
     }
     print(f"{report['parameters'] / 1e6:.1f} M parameters, {report['rows']} rows, {report['tokens']} tokens")
-    for row in report["losses"]:
-        print(
-            f"{row['variant']:34}{row['median_ms']:10.1f} ms  {row['over_trunk']:.3f} x trunk  "
-            f"{row['over_fused']:.3f} x fused"
-        )
-    for row in report["parts"]:
-        print(f"{row['part']:34}{row['median_ms']:10.1f} ms  {row['share']:.1%}")
+    for table in tables({options.student: report}).values():
+        print(f"\n{table}")
     if options.out:
         before = json.loads(options.out.read_text()) if options.out.is_file() else {}
         options.out.write_text(json.dumps(before | {options.student: report}, indent=1) + "\n")
+
+
+def tables(report: Row) -> dict[str, str]:
+    """Both tables of every student in the file."""
+    made = {}
+    for student, found in report.items():
+        nodes = f"{min(found['nodes'])} to {max(found['nodes'])} nodes a tree"
+        size = (
+            f"{found['parameters'] / 1e6:.0f} M parameters, {found['rows']} rows, {found['tokens']:,} tokens, {nodes}."
+        )
+        losses = [
+            [row["variant"], timed(row), f"{row['over_trunk']:.3f}", f"{row['over_fused']:.3f}"]
+            for row in found["losses"]
+        ]
+        parts = [[row["part"], timed(row), f"{row['share']:.1%}"] for row in found["parts"]]
+        around = f"{size} One thread. {conditions(found)}"
+        made[f"losses-{student}"] = (
+            markdown(["forward and backward", "ms", "x trunk", "x fused"], losses) + f"\n\n{around}"
+        )
+        made[f"parts-{student}"] = markdown(["part of a step", "ms", "share"], parts)
+    return made
 
 
 def set_up(size: Size) -> Setup:
@@ -130,9 +153,7 @@ def kata_segments(rows: int) -> list[tuple[list[tuple[str, str]], str]]:
 def library_segments(size: Size) -> list[tuple[list[tuple[str, str]], str]]:
     """Functions of the standard library put together until they are about as long as a row."""
     assert size.tokens is not None
-    sources = list(islice(functions(200), 200))
-    random.Random(0).shuffle(sources)
-    rest = iter(sources)
+    rest = functions(200)
     return [([("prompt", "Write them.\n"), ("code", joined(rest, 4 * size.tokens))], "") for _ in range(3 * size.rows)]
 
 
