@@ -52,10 +52,8 @@ class StudentWithLoss(nn.Module):
         structure: StructureBatch,
         progress: float,
     ) -> StructureLossOutput:
-        hidden, weight, bias, softcap, scale = hidden_and_head(
-            self.student, input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        )
-        return self.loss(hidden, weight, structure, progress=progress, bias=bias, softcap=softcap, logit_scale=scale)
+        made = hidden_and_head(self.student, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return self.loss(made.hidden, made.weight, structure, progress=progress, **made.head)
 
 
 class ExampleDataset(Dataset):

@@ -152,7 +152,7 @@ class StructureAwareLoss(nn.Module):
         batch: StructureBatch,
         *,
         progress: float,
-        bias: torch.Tensor | None = None,
+        linear_bias: torch.Tensor | None = None,
         softcap: float | None = None,
         logit_scale: float = 1.0,
         lora_a: torch.Tensor | None = None,
@@ -165,11 +165,11 @@ class StructureAwareLoss(nn.Module):
 
         Args:
             hidden: (B, T, D) last hidden states, position t predicts token t + 1.
-            weight: (V, D) LM head; bias: (V,) or None.
+            weight: (V, D) LM head; linear_bias: (V,) or None.
             batch: labels, regions and trees.
             progress: share of training done, in [0, 1].
             softcap, logit_scale: as the model applies them to its logits.
-            lora_a, lora_b, lora_scale: an adapter on the head, see `linear_cross_entropy`.
+            lora_a, lora_b, lora_scale: an adapter on the head. `HiddenAndHead.head` holds all six.
             denominator: divides the sums of L_token and L_kd; default the sum of region weights in this batch. Under
                 gradient accumulation give the whole step's sum.
             diagnostics: also measure each term's gradient and time, see `Diagnostics`.
@@ -193,7 +193,7 @@ class StructureAwareLoss(nn.Module):
         watch = Diagnostics(hidden, on=diagnostics)
         metrics = watch.metrics
         head: dict[str, Any] = {
-            "linear_bias": bias,
+            "linear_bias": linear_bias,
             "softcap": softcap,
             "logit_scale": logit_scale,
             "lora_a": lora_a,
