@@ -11,7 +11,7 @@ import builtins
 import math
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,14 @@ class Case:
 
     args: list[Any] = field(default_factory=list)
     expected: Any = None
+
+
+@dataclass(frozen=True)
+class PreparedCall:
+    """A test made ready once for many programs: `call` in the form that a request holds, the check of its result."""
+
+    call: Any
+    check: Check
 
 
 def split_assert(statement: str, entry_point: str | None = None, setup: str = "") -> list[Check]:
@@ -133,3 +141,9 @@ def clean_prelude(expression: str, setup: str) -> str:
 def case_check(case: Case) -> Check:
     """The check of a case: its call is made by the sandbox and stands as the first side."""
     return Check((Side(needs_program=True), Side(value=case.expected)), "==", plain_data.equal)
+
+
+def prepare_call(args: Sequence[Any], expected: Any, compare: Callable[[Any, Any], bool]) -> PreparedCall:
+    """The test that `compare(entry_point(*args), expected)` holds."""
+    check = Check((Side(needs_program=True), Side(value=expected)), "==", compare)
+    return PreparedCall([plain_data.encode(argument) for argument in args], check)

@@ -17,15 +17,15 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from training import plain_data
-from training.assertions import Case, Check, Side, case_check, clean_prelude, split_assert
+from training.assertions import Case, Check, PreparedCall, Side, case_check, clean_prelude, split_assert
 from training.sandbox_worker import Worker, WorkerDied, readable
-from training.verdicts import Verdict, judge, read_events
+from training.verdicts import Status, Verdict, judge, read_events
 
 __all__ = ["Program", "Sandbox", "SandboxUnavailable", "Verdict", "program_from_problem"]
 
@@ -34,9 +34,9 @@ __all__ = ["Program", "Sandbox", "SandboxUnavailable", "Verdict", "program_from_
 class Program:
     """A program and its tests.
 
-    `tests` holds assert statements (str) or cases ({"args": [...], "expected": value}, which call
-    `entry_point`). `setup` runs after the source and before the tests. `time_limit_s` is wall-clock time for
-    everything together.
+    `tests` holds assert statements (str), cases ({"args": [...], "expected": value}, which call `entry_point`)
+    or `PreparedCall`s of `entry_point`. `setup` runs after the source and before the tests. `time_limit_s` is
+    wall-clock time for everything together; `call_limits_s`, one for each test, is for tests that are calls.
     """
 
     id: str
@@ -45,6 +45,7 @@ class Program:
     tests: list[Any]
     time_limit_s: float = 4.0
     setup: str = ""
+    call_limits_s: Sequence[float] | None = None
 
 
 def program_from_problem(
@@ -285,11 +286,16 @@ class Sandbox:
                     sides = tuple(self._resolve(side, program.setup) for side in check.sides)
                     checks.append(Check(sides, check.symbol, check.compare))
                     calls += [side.expression for side in sides if side.needs_program]
+            elif program.entry_point is None:
+                raise ValueError("a case needs an entry_point")
+            elif isinstance(test, PreparedCall):
+                checks.append(test.check)
+                calls.append(test.call)
             else:
-                if program.entry_point is None:
-                    raise ValueError("a case needs an entry_point")
                 checks.append(case_check(Case(test["args"], test["expected"])))
                 calls.append([plain_data.encode(argument) for argument in test["args"]])
+        if program.call_limits_s is not None and len(program.call_limits_s) != len(calls):
+            raise ValueError(f"call_limits_s wants {len(calls)} limits, got {len(program.call_limits_s)}")
         return checks, calls
 
     def _resolve(self, side: Side, setup: str) -> Side:
@@ -301,23 +307,44 @@ class Sandbox:
             if len(self._known) >= 4096:
                 self._known.clear()
             job = Program("expected", clean_prelude(side.expression, setup), None, [], 4.0)
-            request = self._request(job, [side.expression])
-            request["run"] = 0
-            if self._oracle is None:
-                self._oracle = self._start_worker()
-            try:
-                self._oracle.send(request)
-                _, result = self._oracle.receive(0)
-                values, trouble = read_events(result, 1)
-            except WorkerDied:
-                self._oracle.close()
-                self._oracle = None
-                values, trouble = [], ("error", "worker died")
+            values, trouble = self._evaluate(job, [side.expression])
             # What cannot be had without the program is evaluated beside it.
             self._known[key] = (
                 Side(value=values[0]) if trouble is None else Side(expression=side.expression, needs_program=True)
             )
         return self._known[key]
+
+    def evaluate(self, program: Program, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        """The results of a trusted program's entry point for the argument lists `calls`, as plain data.
+
+        It runs in a worker of its own, which `run` never gives a program: this is how expected values are made.
+        Raises RuntimeError outside of `with` and where the program fails.
+        """
+        if not self._pool:
+            raise RuntimeError("Sandbox.evaluate needs `with Sandbox(...) as sandbox:`")
+        encoded = [[plain_data.encode(argument) for argument in arguments] for arguments in calls]
+        values, trouble = self._evaluate(program, encoded)
+        if trouble is not None:
+            raise RuntimeError(f"{program.id}: {trouble[0]}, {trouble[1]}")
+        return values
+
+    def _evaluate(self, program: Program, calls: list[Any]) -> tuple[list[Any], tuple[Status, str] | None]:
+        request = self._request(program, calls)
+        request["run"] = 0
+        if self._oracle is None:
+            self._oracle = self._start_worker()
+        try:
+            self._oracle.send(request)
+            header, result = self._oracle.receive(0)
+        except WorkerDied:
+            self._oracle.close()
+            self._oracle = None
+            return [], ("error", "worker died")
+        if header["ended"] == "timeout":
+            return [], ("timeout", f"stopped after {header['seconds']:.1f} s")
+        if header["ended"] == "result":
+            return [], ("error", f"more than {self.result_bytes} bytes of results")
+        return read_events(result, len(calls))
 
     def _request(self, program: Program, calls: list[Any]) -> dict[str, Any]:
         return {
@@ -325,6 +352,7 @@ class Sandbox:
             "setup": program.setup,
             "entry_point": program.entry_point,
             "calls": calls,
+            "call_limits_s": program.call_limits_s,
             "time_limit_s": program.time_limit_s,
             "memory_mb": self.memory_mb,
             "output_bytes": self.output_bytes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable
@@ -21,7 +22,11 @@ def run_program(
     """Executes `request["source"]` and writes one JSON line an event to the descriptor `channel`.
 
     Events: ["value", i, data] result of call i, ["raised", i, text], ["not_plain", i, text], ["memory", i,
-    text], ["done", n]. i = -1 stands for the source itself. The first event that is not a value is the last.
+    text], ["late", i, text], ["done", n]. i = -1 stands for the source itself. The first event that is not a
+    value is the last.
+
+    `request["call_limits_s"]`, a limit in seconds for each call, is for honest programs: one that wants to can
+    switch its alarm off, and then meets the limit of the whole run.
     """
     dumps, write = json.dumps, os.write
 
@@ -31,6 +36,7 @@ def run_program(
             line = line[write(channel, line) :]
 
     step = -1
+    limits = request["call_limits_s"]
     try:
         module = types.ModuleType("program")
         sys.modules["program"] = module
@@ -38,7 +44,11 @@ def run_program(
         _execute(request["source"], "<program>", namespace)
         _execute(request["setup"], "<setup>", namespace)
         for step, call in enumerate(request["calls"]):
+            if limits:
+                _set_alarm(limits[step])
             result = _evaluate(call, request["entry_point"], namespace, decode)
+            if limits:
+                _set_alarm(0)
             try:
                 data = encode(result)
             except ValueError as error:
@@ -47,10 +57,27 @@ def run_program(
             report("value", step, data)
             del result, data
         report("done", len(request["calls"]))
+    except _Late:
+        report("late", step, f"longer than {limits[step]:.1f} s")
     except MemoryError:
         report("memory", step, "MemoryError")
     except BaseException as error:
         report("raised", step, _text(error))
+
+
+class _Late(BaseException):
+    """Not an Exception: `except Exception` in a program must not swallow it."""
+
+
+def _raise_late(*_: object) -> None:
+    raise _Late
+
+
+def _set_alarm(seconds: float) -> None:
+    """An exception after `seconds`; death, by processor time, where one long C call keeps it from being raised."""
+    signal.signal(signal.SIGALRM, _raise_late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds + 1.0 if seconds else 0)
 
 
 def _execute(source: str, filename: str, namespace: dict[str, Any]) -> None:

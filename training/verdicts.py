@@ -18,7 +18,8 @@ Status = Literal["passed", "failed", "error", "timeout", "memory", "no_code", "s
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a program fared. `seconds`: wall-clock time in the sandbox; `output`: the start of what it printed.
+    """How a program fared. `seconds`: wall-clock time in the sandbox; `output`: the start of what it printed;
+    `held`: how many of its checks hold, counted up to the first that does not.
 
     passed: every test holds. failed: a result is wrong or not plain data. error: an exception, an exit, no
     such function, too much output. timeout, memory: a limit. no_code: the source is blank. sandbox_error: the
@@ -30,6 +31,7 @@ class Verdict:
     detail: str
     seconds: float
     output: str = field(default="", compare=False)
+    held: int = field(default=0, compare=False)
 
 
 def read_events(result: bytes, expected: int) -> tuple[list[Any], tuple[Status, str] | None]:
@@ -45,6 +47,8 @@ def read_events(result: bytes, expected: int) -> tuple[list[Any], tuple[Status, 
                 values.append(plain_data.decode(rest[0]))
             elif kind == "raised":
                 return values, ("error", f"{where}: {str(rest[0])[:400]}")
+            elif kind == "late":
+                return values, ("timeout", f"{where}: {str(rest[0])[:400]}")
             elif kind == "memory":
                 return values, ("memory", f"{where}: out of memory")
             elif kind == "not_plain":
@@ -60,16 +64,16 @@ def read_events(result: bytes, expected: int) -> tuple[list[Any], tuple[Status, 
 
 def judge(program_id: str, checks: list[Check], calls: int, header: Mapping[str, Any], result: bytes) -> Verdict:
     """The verdict on a run: `header` is the zygote's word, `result` the program's."""
-    finish = partial(Verdict, program_id, seconds=header["seconds"], output=header["output"])
     ended, status = header["ended"], header["status"]
+    values, trouble = read_events(result, calls)
+    held, wrong = _check_values(checks, values)
+    finish = partial(Verdict, program_id, seconds=header["seconds"], output=header["output"], held=held)
     if ended == "timeout":
         return finish("timeout", f"stopped after {header['seconds']:.1f} s")
     if ended == "output":
         return finish("error", "printed too much")
     if ended == "result":
         return finish("failed", "the results are too large")
-    values, trouble = read_events(result, calls)
-    wrong = _first_wrong(checks, values)
     if wrong is not None:
         return finish("failed", wrong)
     if trouble is None:
@@ -79,10 +83,10 @@ def judge(program_id: str, checks: list[Check], calls: int, header: Mapping[str,
     return finish(*trouble)
 
 
-def _first_wrong(checks: list[Check], values: list[Any]) -> str | None:
-    """The first check that does not hold, among those whose values are there."""
+def _check_values(checks: list[Check], values: list[Any]) -> tuple[int, str | None]:
+    """How many checks hold before the first that does not, and what is wrong there; None where values end first."""
     position = 0
-    for number, check in enumerate(checks, 1):
+    for number, check in enumerate(checks):
         operands = []
         for side in check.sides:
             if not side.needs_program:
@@ -91,7 +95,7 @@ def _first_wrong(checks: list[Check], values: list[Any]) -> str | None:
                 operands.append(values[position])
                 position += 1
             else:
-                return None
+                return number, None
         try:
             holds = bool(check.compare(*operands))
         except (TypeError, ValueError, ArithmeticError, RecursionError):
@@ -99,8 +103,8 @@ def _first_wrong(checks: list[Check], values: list[Any]) -> str | None:
         if not holds:
             shown = [plain_data.describe(operand) for operand in operands]
             text = f" {check.symbol} ".join(shown) if len(shown) > 1 else f"{check.symbol} {shown[0]}"
-            return f"check {number} does not hold: {text}"
-    return None
+            return number, f"check {number + 1} does not hold: {text}"
+    return len(checks), None
 
 
 def _abnormal_end(code: int | None) -> tuple[Status, str]:
@@ -108,7 +112,7 @@ def _abnormal_end(code: int | None) -> tuple[Status, str]:
         return "error", "its processes were killed before its tests were done"
     if os.WIFSIGNALED(code):
         number = os.WTERMSIG(code)
-        if number == signal.SIGXCPU:
+        if number in (signal.SIGXCPU, signal.SIGPROF):
             return "timeout", "out of processor time"
         return "error", f"killed by signal {number} before its tests were done"
     return "error", f"exited with status {os.WEXITSTATUS(code)} before its tests were done"

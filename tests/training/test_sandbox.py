@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from tests.training.sandboxes import sandbox_or_skip
 from training import plain_data
+from training.assertions import prepare_call
 from training.sandbox import Program, Sandbox, Verdict, program_from_problem
 
 if sys.platform != "linux":
@@ -737,3 +738,37 @@ def test_subclasses_count_by_their_content_and_the_rest_is_not_plain() -> None:
 def test_malformed_data_is_refused(data: Any) -> None:
     with pytest.raises(plain_data.NotPlain):
         plain_data.decode(data)
+
+
+def test_calls_have_limits_of_their_own(sandbox: Sandbox) -> None:
+    def program(source: str, limits: list[float]) -> Program:
+        tests = [prepare_call([number], number, plain_data.equal) for number in range(3)]
+        return Program("p", source, "f", tests, 30.0, call_limits_s=limits)
+
+    swallow = "def f(x):\n    try:\n        while x == 1: pass\n    except Exception: pass\n    return x\n"
+    in_c = "def f(x):\n    return x if x != 1 else sum(range(10**12))\n"
+    verdicts = list(
+        sandbox.run(
+            [
+                program("def f(x): return x\n", [0.5] * 3),
+                program(swallow, [0.2] * 3),
+                program(in_c, [0.2] * 3),
+                program("def f(x): return x\n", [0.5] * 2),
+            ]
+        )
+    )
+    assert [v.status for v in verdicts] == ["passed", "timeout", "timeout", "sandbox_error"]
+    assert [v.held for v in verdicts] == [3, 1, 1, 0]
+    assert all(v.seconds < 5 for v in verdicts)
+    assert verdicts[1].detail == "call 2: longer than 0.2 s"
+    assert "call_limits_s wants 3 limits, got 2" in verdicts[3].detail
+
+
+def test_a_trusted_program_is_evaluated_apart(sandbox: Sandbox) -> None:
+    trusted = Program("reference", "def f(*x): return x\n", "f", [], 10.0)
+    assert sandbox.evaluate(trusted, [[1, (2, 3j)], []]) == [(1, (2, 3j)), ()]
+    assert sandbox._oracle not in sandbox._pool
+    with pytest.raises(RuntimeError, match="reference: error, call 1: ZeroDivisionError"):
+        sandbox.evaluate(Program("reference", "def f(x): return 1 / x\n", "f", [], 10.0), [[0]])
+    with pytest.raises(RuntimeError, match="reference: timeout, stopped after"):
+        sandbox.evaluate(Program("reference", "def f():\n    while True: pass\n", "f", [], 0.3), [[]])
