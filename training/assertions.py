@@ -11,7 +11,7 @@ import builtins
 import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,10 +140,9 @@ def clean_prelude(expression: str, setup: str) -> str:
 
 def case_check(case: Case) -> Check:
     """The check of a case: its call is made by the sandbox and stands as the first side."""
-    return Check((Side(needs_program=True), Side(value=case.expected)), "==", plain_data.equal)
+    return result_check(case.expected, plain_data.equal)
 
 
-def prepare_call(args: Sequence[Any], expected: Any, compare: Callable[[Any, Any], bool]) -> PreparedCall:
-    """The test that `compare(entry_point(*args), expected)` holds."""
-    check = Check((Side(needs_program=True), Side(value=expected)), "==", compare)
-    return PreparedCall([plain_data.encode(argument) for argument in args], check)
+def result_check(expected: Any, compare: Callable[[Any, Any], bool]) -> Check:
+    """The check that `compare(result, expected)` holds for what a call of the entry point returned."""
+    return Check((Side(needs_program=True), Side(value=expected)), "==", compare)

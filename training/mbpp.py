@@ -7,22 +7,18 @@ both pools here, by code, together with problems that repeat a test problem unde
 
 from __future__ import annotations
 
-import ast
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.benchmarks.mbpp import problem_row, prompt_of, split_of, unix
 from training.extraction import extract_code
 from training.jsonl import read_jsonl
 
 Row = dict[str, Any]
-
-FIRST_IDS = {"prompt": 1, "test": 11, "validation": 511, "train": 601}
-LAST_ID = 974
 
 
 class Mbpp(NamedTuple):
@@ -109,48 +105,6 @@ class LeakGuard:
         return None
 
 
-def split_of(task_id: int) -> str:
-    """The official split of an MBPP task: prompt 1-10, test 11-510, validation 511-600, train 601-974."""
-    if not 1 <= task_id <= LAST_ID:
-        raise ValueError(f"task_id must be 1 to {LAST_ID}, got {task_id}")
-    return max((first, name) for name, first in FIRST_IDS.items() if first <= task_id)[1]
-
-
-def prompt_of(text: str, assertion: str) -> str:
-    """What the student is asked: the task and one assertion, which names the function."""
-    return f"{_unix(text).strip()}\n{assertion}"
-
-
-def problem_row(source: Row) -> Row:
-    """A row of mbpp.jsonl as a Problem: text and first assertion as prompt, all assertions as tests."""
-    reference = _unix(source["code"]).strip() + "\n"
-    asserts = [_unix(test).strip() for test in source["test_list"]]
-    return {
-        "id": f"mbpp/{source['task_id']}",
-        "prompt": prompt_of(source["text"], asserts[0]),
-        "code_prefix": "",
-        "entry_point": entry_point_of(asserts, reference),
-        "tests": {"asserts": asserts, "setup": _unix(source.get("test_setup_code") or "").strip()},
-        "split": split_of(source["task_id"]),
-        "family": "mbpp",
-        "shape": "",
-        "reference": reference,
-    }
-
-
-def entry_point_of(asserts: Iterable[str], reference: str) -> str:
-    """The function or class of `reference` that the first assertion to call any of them calls."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MBPP's patterns hold escapes that Python warns of
-        body = ast.parse(reference).body
-    defined = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
-    for statement in asserts:
-        for node in ast.walk(ast.parse(statement)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined:
-                return node.func.id
-    raise ValueError(f"no assertion calls anything that the reference defines ({', '.join(sorted(defined))})")
-
-
 def trace_rows(sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard, dropped: Counter[str]) -> list[Row]:
     """Trace rows for the train problems among `problems`; counts in `dropped` why others are left out.
 
@@ -186,8 +140,8 @@ def trace_rows(sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard
                     "prompt": prompt_of(problem["prompt"].rpartition("\n")[0], tests["asserts"][0]),
                     "tests": tests,
                     "code_prefix": problem["code_prefix"],
-                    "reasoning": _unix(source["reasoning"]).strip(),
-                    "code": _unix(code),
+                    "reasoning": unix(source["reasoning"]).strip(),
+                    "code": unix(code),
                     "teacher": teacher,
                     "passed": None,
                 }
@@ -235,7 +189,3 @@ def _normal_assert(statement: str) -> str:
 def _docstring_text(prompt: str) -> str:
     """The task text of an MBPP+ prompt, which is a docstring with one assertion at its end."""
     return prompt.strip().strip('"').partition("\nassert ")[0]
-
-
-def _unix(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.training.sandboxes import sandbox_or_skip
+from training.benchmarks.mbpp import entry_point_of, problem_row, split_of
 from training.jsonl import read_jsonl, write_jsonl
-from training.mbpp import entry_point_of, load_mbpp, normalise_text, problem_row, split_of
+from training.mbpp import load_mbpp, normalise_text
 from training.sandbox import Sandbox, program_from_problem
 
 Row = dict[str, Any]

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from tests.training.sandboxes import sandbox_or_skip
 from training import plain_data
-from training.assertions import prepare_call
+from training.assertions import PreparedCall, result_check
 from training.sandbox import Program, Sandbox, Verdict, program_from_problem
 
 if sys.platform != "linux":
@@ -742,7 +742,7 @@ def test_malformed_data_is_refused(data: Any) -> None:
 
 def test_calls_have_limits_of_their_own(sandbox: Sandbox) -> None:
     def program(source: str, limits: list[float]) -> Program:
-        tests = [prepare_call([number], number, plain_data.equal) for number in range(3)]
+        tests = [PreparedCall([number], result_check(number, plain_data.equal)) for number in range(3)]
         return Program("p", source, "f", tests, 30.0, call_limits_s=limits)
 
     swallow = "def f(x):\n    try:\n        while x == 1: pass\n    except Exception: pass\n    return x\n"

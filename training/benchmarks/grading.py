@@ -1,0 +1,121 @@
+"""Grades programs on any benchmark's problems: one verdict, or one on the base and one on the plus tests."""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import tee
+from pathlib import Path
+from typing import Any
+
+from training import plain_data
+from training.assertions import PreparedCall, result_check
+from training.benchmarks import digests
+from training.benchmarks.expected import calls_of, default_cache, expected_of, needs_expected
+from training.benchmarks.oracles import compare_for, is_not_none_task
+from training.sandbox import Program, Sandbox, Verdict, program_from_problem
+
+Row = dict[str, Any]
+
+_FOUND = "_result_is_not_none"
+
+
+@dataclass(frozen=True)
+class Grade:
+    """`base`: the status on the base tests; `plus`: on base and plus tests, None where a set has no plus tests.
+
+    `verdict` is the sandbox's word on all tests together.
+    """
+
+    base: str
+    plus: str | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class _PreparedTests:
+    calls: list[PreparedCall]
+    call_limits_s: list[float]
+    setup: str
+
+
+class Grader:
+    """Grades with one sandbox; keeps the tests of the last 64 problems ready.
+
+    A call of a plus problem may take `time_floor_s` or `time_factor` times what the reference took, whichever is
+    more; all calls of a program together what its calls may take in sum, at most `task_limit_s`. (The defaults are
+    those of EvalPlus 0.3.1.) `time_limit_s` is the limit of a program on other problems. `cache`: folder of
+    expected outputs.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        cache: Path | None = None,
+        time_floor_s: float = 1.0,
+        time_factor: float = 4.0,
+        task_limit_s: float = 60.0,
+        time_limit_s: float = 4.0,
+        prelude: str = "",
+    ) -> None:
+        self.sandbox = sandbox
+        self.cache = default_cache() if cache is None else cache
+        self.time_floor_s = time_floor_s
+        self.time_factor = time_factor
+        self.task_limit_s = task_limit_s
+        self.time_limit_s = time_limit_s
+        self.prelude = prelude
+        self._prepared: OrderedDict[str, _PreparedTests] = OrderedDict()
+
+    def grade(self, samples: Iterable[tuple[Row, str]]) -> Iterator[Grade]:
+        """One grade for each pair of problem and code, in order, lazily."""
+        samples, kept = tee(samples)
+        verdicts = self.sandbox.run(self.program(problem, code) for problem, code in samples)
+        for (problem, _), verdict in zip(kept, verdicts, strict=True):
+            yield grade_of(problem, verdict)
+
+    def program(self, problem: Row, code: str) -> Program:
+        """The program that runs `code` on all tests of `problem`."""
+        if not needs_expected(problem):
+            return program_from_problem(problem, code, prelude=self.prelude, time_limit_s=self.time_limit_s)
+        tests = self._tests(problem)
+        name, setup = problem["entry_point"], tests.setup
+        if is_not_none_task(problem):
+            setup = (
+                f"def {_FOUND}(*arguments):\n"
+                f"    result = {name}(*arguments)\n"
+                "    return result if isinstance(result, bool) else result is not None\n"
+            )
+            name = _FOUND
+        source = self.prelude + problem["code_prefix"] + code if code.strip() else ""
+        limit = min(self.task_limit_s, sum(tests.call_limits_s))
+        return Program(problem["id"], source, name, tests.calls, limit, setup, tests.call_limits_s)
+
+    def _tests(self, problem: Row) -> _PreparedTests:
+        if problem["id"] not in self._prepared:
+            expected = expected_of(problem, self.sandbox, self.cache)
+            calls = []
+            for call, output, is_digest in zip(calls_of(problem), expected.outputs, expected.is_digest, strict=True):
+                arguments = [plain_data.decode(argument) for argument in call]
+                check = result_check(output, operator.eq if is_digest else compare_for(problem, arguments))
+                calls.append(
+                    PreparedCall(digests.digest_call(problem["entry_point"], arguments) if is_digest else call, check)
+                )
+            limits = [max(self.time_floor_s, self.time_factor * seconds) for seconds in expected.seconds]
+            setup = digests.SOURCE if any(expected.is_digest) else ""
+            self._prepared[problem["id"]] = _PreparedTests(calls, limits, setup)
+            if len(self._prepared) > 64:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(problem["id"])
+        return self._prepared[problem["id"]]
+
+
+def grade_of(problem: Row, verdict: Verdict) -> Grade:
+    """What a verdict on all tests of a problem says about its base tests and about all of them."""
+    if not needs_expected(problem) or not problem["tests"]["plus"]:
+        return Grade(verdict.status, None, verdict)
+    base = "passed" if verdict.held >= len(problem["tests"]["base"]) else verdict.status
+    return Grade(base, verdict.status, verdict)
