@@ -18,8 +18,7 @@ Status = Literal["passed", "failed", "error", "timeout", "memory", "no_code", "s
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a program fared. `seconds`: wall-clock time in the sandbox; `output`: the start of what it printed;
-    `held`: how many of its checks hold, counted up to the first that does not.
+    """How a program fared. `seconds`: wall-clock time in the sandbox; `output`: the start of what it printed.
 
     passed: every test holds. failed: a result is wrong or not plain data. error: an exception, an exit, no
     such function, too much output. timeout, memory: a limit. no_code: the source is blank. sandbox_error: the
@@ -31,7 +30,6 @@ class Verdict:
     detail: str
     seconds: float
     output: str = field(default="", compare=False)
-    held: int = field(default=0, compare=False)
 
 
 def read_events(result: bytes, expected: int) -> tuple[list[Any], tuple[Status, str] | None]:
@@ -64,16 +62,16 @@ def read_events(result: bytes, expected: int) -> tuple[list[Any], tuple[Status, 
 
 def judge(program_id: str, checks: list[Check], calls: int, header: Mapping[str, Any], result: bytes) -> Verdict:
     """The verdict on a run: `header` is the zygote's word, `result` the program's."""
+    finish = partial(Verdict, program_id, seconds=header["seconds"], output=header["output"])
     ended, status = header["ended"], header["status"]
-    values, trouble = read_events(result, calls)
-    held, wrong = _check_values(checks, values)
-    finish = partial(Verdict, program_id, seconds=header["seconds"], output=header["output"], held=held)
     if ended == "timeout":
         return finish("timeout", f"stopped after {header['seconds']:.1f} s")
     if ended == "output":
         return finish("error", "printed too much")
     if ended == "result":
         return finish("failed", "the results are too large")
+    values, trouble = read_events(result, calls)
+    wrong = _first_wrong(checks, values)
     if wrong is not None:
         return finish("failed", wrong)
     if trouble is None:
@@ -83,10 +81,10 @@ def judge(program_id: str, checks: list[Check], calls: int, header: Mapping[str,
     return finish(*trouble)
 
 
-def _check_values(checks: list[Check], values: list[Any]) -> tuple[int, str | None]:
-    """How many checks hold before the first that does not, and what is wrong there; None where values end first."""
+def _first_wrong(checks: list[Check], values: list[Any]) -> str | None:
+    """The first check that does not hold, among those whose values are there."""
     position = 0
-    for number, check in enumerate(checks):
+    for number, check in enumerate(checks, 1):
         operands = []
         for side in check.sides:
             if not side.needs_program:
@@ -95,7 +93,7 @@ def _check_values(checks: list[Check], values: list[Any]) -> tuple[int, str | No
                 operands.append(values[position])
                 position += 1
             else:
-                return number, None
+                return None
         try:
             holds = bool(check.compare(*operands))
         except (TypeError, ValueError, ArithmeticError, RecursionError):
@@ -103,8 +101,8 @@ def _check_values(checks: list[Check], values: list[Any]) -> tuple[int, str | No
         if not holds:
             shown = [plain_data.describe(operand) for operand in operands]
             text = f" {check.symbol} ".join(shown) if len(shown) > 1 else f"{check.symbol} {shown[0]}"
-            return number, f"check {number + 1} does not hold: {text}"
-    return len(checks), None
+            return f"check {number} does not hold: {text}"
+    return None
 
 
 def _abnormal_end(code: int | None) -> tuple[Status, str]:

@@ -758,7 +758,6 @@ def test_calls_have_limits_of_their_own(sandbox: Sandbox) -> None:
         )
     )
     assert [v.status for v in verdicts] == ["passed", "timeout", "timeout", "sandbox_error"]
-    assert [v.held for v in verdicts] == [3, 1, 1, 0]
     assert all(v.seconds < 5 for v in verdicts)
     assert verdicts[1].detail == "call 2: longer than 0.2 s"
     assert "call_limits_s wants 3 limits, got 2" in verdicts[3].detail

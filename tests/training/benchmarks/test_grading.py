@@ -67,7 +67,7 @@ def test_a_call_may_take_a_multiple_of_what_the_reference_takes(sandbox: Sandbox
     samples = [(problem, slow.format(0.3)), (problem, slow.format(0.9))]
     strict = Grader(sandbox, cache=tmp_path, time_floor_s=0.1, time_factor=3.0)
     assert statuses(strict, *samples) == [("passed", None), ("timeout", None)]
-    assert strict.program(problem, "x").time_limit_s == pytest.approx(0.6, abs=0.1)
+    assert strict.base_program(problem, "x").time_limit_s == pytest.approx(0.6, abs=0.1)
     floor = Grader(sandbox, cache=tmp_path, time_floor_s=3.0, time_factor=3.0)
     assert statuses(floor, *samples) == [("passed", None), ("passed", None)]
 

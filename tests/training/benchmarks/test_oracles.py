@@ -39,6 +39,7 @@ from training.benchmarks.oracles import compare_for, matches
         (math.inf, math.inf, 0, True),
         (math.nan, math.nan, 0, True),
         (math.nan, 1.0, 0, False),
+        (float(-(10**20) + 1), -(10**20) + 1, 0, False),
     ],
 )
 def test_tolerances(result: Any, expected: Any, atol: float, right: bool) -> None:
