@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
-_RESAMPLES = 10_000
+from .intervals import bootstrap_interval, check_confidence, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ def pass_at_k(
 
     The interval is Wilson's score interval where every problem has one sample (then k = 1 and the value is a
     proportion), else the percentile bootstrap over problems (10,000 resamples from `seed`). The bootstrap
-    sees only
-    how the problems differ: where all problems have the same pass@k (or there is one problem) its width is 0,
+    sees only how the problems differ: where all problems have the same pass@k (or there is one problem) its width is 0,
     which is no proof of certainty.
 
     Raises ValueError for no problem, n < 1, c outside [0, n], k outside [1, n], a confidence outside (0, 1).
@@ -65,47 +63,23 @@ def pass_at_k(
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k: got {k!r}, wants an integer >= 1")
     _refuse(samples < k, "k", np.full(samples.shape, k), "at most num_samples")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence: got {confidence!r}, wants a number between 0 and 1")
+    check_confidence(confidence)
 
-    values = _estimates(samples, correct, int(k))
+    values = estimates(samples, correct, int(k))
     value = float(values.mean())
     if samples.max() == 1:
-        low, high = _wilson(int(correct.sum()), len(samples), confidence)
+        low, high = wilson_interval(int(correct.sum()), len(samples), confidence=confidence)
     else:
-        low, high = _bootstrap(values, confidence, seed)
+        low, high = bootstrap_interval(values, confidence=confidence, seed=seed)
     return PassAtK(value=value, low=low, high=high, num_problems=len(values), k=int(k))
 
 
-def _estimates(samples: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
+def estimates(samples: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
+    """pass@k of each problem, from its number of samples and of correct ones."""
     pairs, which = np.unique(np.stack([samples, correct]), axis=1, return_inverse=True)
     # The factor is 0 at i = k: fewer than k wrong samples leave no way to draw only wrong ones.
     fail = [math.prod(max(0.0, 1.0 - k / i) for i in range(n - c + 1, n + 1)) for n, c in pairs.T.tolist()]
     return 1.0 - np.array(fail)[which.reshape(-1)]
-
-
-def _wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == trials else (centre + spread) / scale
-    return low, high
-
-
-def _bootstrap(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    generator = np.random.default_rng(seed)
-    n = len(values)
-    # In parts, so that thousands of problems do not become a matrix of gigabytes.
-    rows = max(1, min(_RESAMPLES, 4_000_000 // n))
-    means = [
-        values[generator.integers(0, n, size=(min(rows, _RESAMPLES - done), n))].mean(axis=1)
-        for done in range(0, _RESAMPLES, rows)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
 
 
 def _counts(argument: str, values: int | Sequence[int] | np.ndarray) -> np.ndarray:
