@@ -1,23 +1,39 @@
-"""Takes the program out of a model's answer: fences, reasoning, answers that stop half-way. Linear time."""
+"""Takes the program out of a model's answer: fences, reasoning, answers that stop half-way. Linear time.
+
+`extract_code` finds the code in an answer; `completion.py` makes a whole program of it.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
-import textwrap
 import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-EXTRACTOR = "structloss-1"
+EXTRACTOR = "structloss-2"
 
 _FENCE = re.compile(r"^([ \t]*(?:>[ \t]?)?)(`{3,}|~{3,})([^\n`]*)$")
 _DEFINITION = re.compile(r"@\w|(?:async\s+)?def\s+\w+\s*[(\[]|class\s+\w+\s*[(:]")
 _IMPORT = re.compile(r"(?:import|from)\s+\w")
 _LONGEST_LINE = 400
 _PYTHON = {"", "python", "python3", "py", "py3", "python2", "ipython", "pycon", "python-repl"}
-_REASONING_END = "</think>"
-_REASONING_START = "<think>"
+# Tags that open and close reasoning, as models and their chat templates write them.
+_REASONING = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+# Where the answer ends, even if the model went on after it.
+_END_OF_TURN = re.compile(
+    r"<\|(?:endoftext|im_end|eot_id|end_of_text|eom_id|return|end|EOT|user|im_start)\|>|<end_of_turn>"
+)
+_TAGS = {"[python]": "[/python]", "[begin]": "[done]", "<code>": "</code>"}
+_CLOSING_TAGS = tuple(_TAGS.values())
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,9 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
+    """A fenced or tagged block; closed: its end is there."""
+
     code: str
     language: str
     closed: bool
@@ -42,58 +60,113 @@ class _Block:
 def extract_code(text: str, entry_point: str | None = None) -> Extraction:
     """The last Python block of the answer that defines `entry_point`, else the last Python block.
 
-    Reasoning is cut at the last `</think>`; an answer that never leaves its reasoning is truncated. Blocks in
-    other languages count only if there is no Python one. Without any fence, the code starts at the first line
-    that can only be Python (an import, `def`, `class`, a decorator) and ends before the first prose at its
-    left margin.
+    Reasoning is cut at the last tag that closes one; an answer that never leaves its reasoning is truncated. Blocks
+    in other languages count only if there is no Python one. Without any fence, the code starts at the first line that
+    can only be Python (an import, `def`, `class`, a decorator) and ends before the first prose at its left margin.
     """
-    answer, closed_reasoning = _after_reasoning(text.replace("\r\n", "\n").replace("\r", "\n"))
-    if not closed_reasoning:
+    answer = answer_of(text)
+    if answer is None:
         return Extraction("", "truncated")
+    block = chosen_block(answer, entry_point)
+    if block is None:
+        code = unfenced(answer)
+        return Extraction(code, "ok") if code else Extraction("", "no_code")
+    return Extraction(_tidy(_without_prompts(block.code)), "ok" if block.closed else "truncated")
+
+
+def answer_of(text: str) -> str | None:
+    """What the model says after its reasoning and before it ends its turn; None if it never ends its reasoning."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    end, tag = max((text.rfind(closing), closing) for _, closing in _REASONING)
+    if end >= 0:
+        text = text[end + len(tag) :]
+    # Where a chat template wrote the opening tag, an unclosed reasoning cannot be told from an answer.
+    elif text.lstrip().startswith(tuple(opening for opening, _ in _REASONING)):
+        return None
+    turn = _END_OF_TURN.search(text)
+    text = text[: turn.start()] if turn else text
+    bare = text.rstrip()
+    return bare.removesuffix("</s>") if bare.endswith("</s>") else text
+
+
+def chosen_block(answer: str, entry_point: str | None = None) -> Block | None:
+    """The block that counts, see `extract_code`; None if the answer has no block."""
     blocks = [block for block in _blocks(answer) if block.code.strip()]
     if not blocks:
-        code = _unfenced(answer)
-        return Extraction(code, "ok") if code else Extraction("", "no_code")
+        return None
     candidates = [block for block in blocks if block.language in _PYTHON] or blocks
-    chosen = candidates[-1]
     if entry_point is not None:
-        name = re.escape(entry_point)
-        defines = re.compile(rf"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+{name}\b", re.MULTILINE)
-        chosen = next((block for block in reversed(candidates) if defines.search(block.code)), chosen)
-    return Extraction(_tidy(chosen.code), "ok" if chosen.closed else "truncated")
+        for block in reversed(candidates):
+            if defines(block.code, entry_point):
+                return block
+    return candidates[-1]
 
 
-def _after_reasoning(text: str) -> tuple[str, bool]:
-    _, found, answer = text.rpartition(_REASONING_END)
-    if found:
-        return answer, True
-    # Where a chat template wrote the opening tag, an unclosed reasoning cannot be told from an answer.
-    return text, not text.lstrip().startswith(_REASONING_START)
+def defines(code: str, name: str) -> bool:
+    """Whether a line of the code begins the definition of a function or class of that name, at any margin."""
+    return bool(re.search(rf"^[ \t>.]*(?:async[ \t]+)?(?:def|class)[ \t]+{re.escape(name)}\b", code, re.MULTILINE))
 
 
-def _blocks(text: str) -> list[_Block]:
-    """Fenced blocks, in one pass. A fence closes with as many (or more) of its character, alone on a line."""
-    blocks: list[_Block] = []
+def _blocks(text: str) -> list[Block]:
+    """Fenced or tagged blocks, in one pass. A fence closes with as many (or more) of its character, alone on a line."""
+    blocks: list[Block] = []
     lines: list[str] = []
     fence = language = margin = ""
+    glued = -1
     for line in text.split("\n"):
         match = _FENCE.match(line)
         if not fence:
+            tag = line.strip().lower()
             if match:
                 margin, fence, language = match[1], match[2], _language(match[3])
-                lines = []
+            elif tag in _TAGS:
+                margin, fence, language = "", _TAGS[tag], ""
+            elif opened := _opened_after_prose(line):
+                margin, fence, language = "", "```", opened
+            lines, glued = [], -1
+        elif fence in _CLOSING_TAGS and not match:
+            at = line.lower().find(fence)
+            lines.append(line if at < 0 else line[:at])
+            if at >= 0:
+                blocks.append(Block("\n".join(lines), language, True))
+                fence = ""
+        elif fence in _CLOSING_TAGS:
+            # A fenced block in a tagged one: the fence counts.
+            assert match
+            margin, fence, language, lines = match[1], match[2], _language(match[3]), []
         elif match and match[2][0] == fence[0] and len(match[2]) >= len(fence) and not match[3].strip():
-            blocks.append(_Block("\n".join(lines), language, True))
+            blocks.append(Block("\n".join(lines), language, True))
             fence = ""
         elif match and match[2] == fence and not match[1] and _language(match[3]) in _PYTHON - {""}:
             # A new block opens where the last was never closed.
-            blocks.append(_Block("\n".join(lines), language, False))
-            margin, language, lines = match[1], _language(match[3]), []
+            blocks.append(Block("\n".join(lines), language, False))
+            margin, language, lines, glued = match[1], _language(match[3]), [], -1
         else:
+            if glued < 0 and line.endswith(fence) and line.strip(" \t>") != fence:
+                glued = len(lines)
             lines.append(line.removeprefix(margin) if ">" in margin else line)
     if fence:
-        blocks.append(_Block("\n".join(lines), language, False))
+        # A fence behind the last line of code closes a block that nothing else does.
+        closed = glued >= 0
+        kept = [*lines[:glued], lines[glued].removesuffix(fence)] if closed else lines
+        blocks.append(Block("\n".join(kept), language, closed))
     return blocks
+
+
+def _opened_after_prose(line: str) -> str:
+    """The language of a fence that opens behind a sentence on the same line, "" if none does."""
+    before, fence, info = line.rpartition("```")
+    language = _language(info)
+    return language if fence and before.strip() and "`" not in before and language in _PYTHON - {""} else ""
+
+
+def _without_prompts(code: str) -> str:
+    """The input of an interactive session, without its `>>>` and without what Python answered."""
+    if not code.lstrip().startswith(">>> "):
+        return code
+    lines = code.strip("\n").split("\n")
+    margin = len(lines[0]) - len(lines[0].lstrip())
+    return "\n".join(line[margin + 4 :] for line in lines if line[margin : margin + 4].rstrip() in (">>>", "..."))
 
 
 def _language(info: str) -> str:
@@ -101,7 +174,8 @@ def _language(info: str) -> str:
     return words[0].rstrip("}")
 
 
-def _unfenced(text: str) -> str:
+def unfenced(text: str) -> str:
+    """The code of an answer without blocks; "" if no line opens code."""
     lines = text.split("\n")
     start = next((number for number, line in enumerate(lines) if _opens_code(line.strip())), None)
     if start is None:
@@ -112,6 +186,8 @@ def _unfenced(text: str) -> str:
         line = lines[number]
         if not line.strip():
             continue
+        if line.strip().lower() in _CLOSING_TAGS:
+            break
         if len(line) - len(line.lstrip()) <= margin and _is_prose(line.strip()):
             break
         end = number + 1
@@ -146,7 +222,7 @@ def _parses(line: str) -> bool:
 
 def _tidy(code: str) -> str:
     """Takes off the first line's indentation (text inside a string may have less) and outer blank lines."""
-    lines = textwrap.dedent(code).rstrip().split("\n")
+    lines = code.rstrip().split("\n")
     start = next((number for number, line in enumerate(lines) if line.strip()), 0)
     margin = len(lines[start]) - len(lines[start].lstrip())
     kept = [line[margin:] if not line[:margin].strip() else line for line in lines[start:]]

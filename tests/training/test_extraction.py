@@ -6,12 +6,15 @@ import ast
 import gzip
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from training import completion, extraction
+from training.completion import extract_program
 from training.extraction import extract_code
 
 F = "def f(x):\n    return x + 1\n"
@@ -49,7 +52,8 @@ def fence(code: str, language: str = "python") -> str:
         ("1. So:\n\n   ```python\n   def f(x):\n       return x + 1\n   ```\n", F, "ok"),
         ("> ```python\n> def f(x):\n>     return x + 1\n> ```\n", F, "ok"),
         ("```python\n\n\n    def f(x):\n        return x + 1\n\n```", F, "ok"),
-        # Text in a string may stand left of the code.
+        # Text in a string keeps its blank lines and may stand left of the code.
+        ("```python\nS = '''a\n    \nb'''\n" + F + "```\n", "S = '''a\n    \nb'''\n" + F, "ok"),
         (
             '  ```python\n  def f(x):\n      """\nleft\n      """\n      return x\n  ```\n',
             'def f(x):\n    """\nleft\n    """\n    return x\n',
@@ -76,6 +80,26 @@ def fence(code: str, language: str = "python") -> str:
         ("", "", "no_code"),
         ("```python\n\n```", "", "no_code"),
         ("define the function f as follows", "", "no_code"),
+        # Reasoning in the tags of other families.
+        ("[THINK]" + fence(G) + "[/THINK]" + F, F, "ok"),
+        ("<|begin_of_thought|>\n" + G + "<|end_of_thought|>\n" + fence(F), F, "ok"),
+        ("<|channel|>analysis<|message|>" + G + "<|end|><|start|>assistant<|channel|>final<|message|>" + F, F, "ok"),
+        ("<|channel|>analysis<|message|>so " + G, "", "truncated"),
+        ("<reasoning>\n" + fence(F), "", "truncated"),
+        # The model went on after its turn.
+        (fence(F) + "<|im_end|>\n<|im_start|>user\nNow g.\n" + fence(G), F, "ok"),
+        (F + "<|endoftext|>" + G, F, "ok"),
+        (F + "</s>", F, "ok"),
+        # Blocks in tags, with and without a fence in them, in a few-shot's brackets.
+        ("[PYTHON]\n" + F + "[/PYTHON]\n[TESTS]\nassert f(1) == 3\n[/TESTS]", F, "ok"),
+        ("[PYTHON]\n```python\n" + F + "```\n[/PYTHON]", F, "ok"),
+        ("[BEGIN]\n" + F + "[DONE]\n[BEGIN]\n" + G + "[DONE]", F, "ok"),
+        (F + "[DONE]\nYou are an expert", F, "ok"),
+        # Fences that stand on a line with something else.
+        ("Answer: ```python\n" + F + "```", F, "ok"),
+        ("```python\ndef f(x):\n    return x + 1```\nDone.", F, "ok"),
+        ("Use ``` or `x`.\n" + fence(F), F, "ok"),
+        ("```python\n>>> def f(x):\n...     return x + 1\n...\n>>> f(1)\n2\n```", F + "\nf(1)\n", "ok"),
     ],
 )  # fmt: skip
 def test_shapes(text: str, code: str, status: str) -> None:
@@ -91,7 +115,8 @@ def test_without_an_entry_point_the_last_block_counts() -> None:
     "piece",
     [
         "```python\n", "```\n", "~~~\n", "def f(x):\n", "    \n", "\n", "import a        b\n", "</think>", "<think>",
-        "x = (", "` ", "> ", "from ", " " * 50 + "import", "(" * 50,
+        "x = (", "` ", "[BEGIN]\n", "a ```python\n", "x```\n", "<|im_end|", ">>> ",
+        "> ", "from ", " " * 50 + "import", "(" * 50,
     ],
 )  # fmt: skip
 def test_time_is_linear(piece: str) -> None:
@@ -100,6 +125,51 @@ def test_time_is_linear(piece: str) -> None:
     started = time.process_time()
     extract_code(text, "f")
     assert time.process_time() - started < 8
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "```python\ndef f(x):\n    return x\n```\n",
+        "def f(x):\n    return x\n\n",
+        "words and\n",
+        "    x = 1\n",
+        "x = (\n",
+        "x```\n",
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "def f(x):\n"])
+def test_work_is_linear(piece: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of Python that run, and characters that are parsed: twice the text, at most twice the work."""
+    modules = {extraction.__file__, completion.__file__}
+
+    def work(count: int) -> int:
+        steps = 0
+        parse = ast.parse
+
+        def counted(source: str, *rest: Any, **named: Any) -> Any:
+            nonlocal steps
+            steps += len(source)
+            return parse(source, *rest, **named)
+
+        def trace(frame: Any, event: str, argument: object) -> Any:
+            nonlocal steps
+            steps += event == "line"
+            return trace if frame.f_code.co_filename in modules else None
+
+        text = piece * count
+        with monkeypatch.context() as patch:
+            patch.setattr(ast, "parse", counted)
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                extract_program(text, entry_point="f", prefix=prefix)
+            finally:
+                sys.settrace(before)
+        return steps
+
+    small, large = work(200), work(400)
+    assert 0 < large <= 2.1 * small
 
 
 def data_folder() -> Path:
