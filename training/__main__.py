@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.config import ConfigError, RunConfig, load_config
+from training.evaluation import command
 
 if TYPE_CHECKING:
     from training.runs import RunFolder
@@ -16,6 +17,8 @@ EXAMPLES = """examples:
   python -m training distill training/recipes/kata.yaml                      everything, with a report at the end
   python -m training distill training/recipes/kata.yaml seed=1               another seed, in a folder of its own
   python -m training train training/recipes/kata.yaml --arm cross_entropy train.tokens=200000
+  python -m training evaluate --samples samples.jsonl --benchmark humaneval_plus --data DATA
+  python -m training evaluate --compare runs/a/arms/cross_entropy runs/a/arms/structure_aware
   python -m training report runs/kata-seed0 runs/kata-seed1 --out runs/seeds.json
 
 A verb that was stopped continues where it was when it is called again with the same recipe and overrides.
@@ -23,7 +26,7 @@ A verb that was stopped continues where it was when it is called again with the 
 VERBS = {
     "verify": "make or load the data and run every teacher trace against its tests",
     "train": "verify, then train the arms one after the other",
-    "evaluate": "evaluate trained arms and baselines on the test splits",
+    "evaluate": "evaluate trained arms and baselines on the test splits; or samples, or any model, on a benchmark",
     "distill": "all stages: data, verify, train, evaluate, report",
 }
 
@@ -38,13 +41,17 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, description in VERBS.items():
         verb = verbs.add_parser(name, help=description, description=description)
-        verb.add_argument("recipe", type=Path, help="YAML file, see training/recipes/")
+        verb.add_argument(
+            "recipe", type=Path, nargs="?" if name == "evaluate" else None, help="YAML file, see training/recipes/"
+        )
         verb.add_argument(
             "overrides", nargs="*", metavar="section.name=value", help="change single values of the recipe"
         )
         verb.add_argument("--run", type=Path, help="run folder (default: runs/NAME-seedSEED)")
         if name in ("train", "evaluate"):
             verb.add_argument("--arm", action="append", help="only this arm (may be given more than once)")
+        if name == "evaluate":
+            command.add_options(verb)
     report = verbs.add_parser("report", help="write the report of a run, or one table over several runs")
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
     report.add_argument("--out", type=Path, help="with several runs: where the table goes (JSON, and HTML beside it)")
@@ -66,6 +73,12 @@ def work(arguments: argparse.Namespace) -> None:
             print("\n".join(report.table_lines(report.compare_runs(opened, path))))
         print(f"\nreport: {path}")
         return
+
+    if arguments.verb == "evaluate" and command.wanted(arguments):
+        command.work(arguments)
+        return
+    if arguments.recipe is None:
+        raise ConfigError("evaluate wants a recipe, or one of --compare, --samples, --model")
 
     config = load_config(arguments.recipe, arguments.overrides)
     from training.distill import distill

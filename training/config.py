@@ -114,8 +114,16 @@ class EvaluateConfig(Section):
     splits: list[str] | None = Field(None, description="default: every test split of the data")
     max_new_tokens: int = Field(160, ge=1)
     batch_size: int = Field(50, ge=1)
+    n: int = Field(1, ge=1, description="samples a problem; above 1 wants a temperature")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
     untrained: bool = Field(True, description="evaluate the student before training as well")
     nearest: bool = Field(True, description="copy of the nearest training solution as a baseline")
+
+    @model_validator(mode="after")
+    def samples_can_differ(self) -> EvaluateConfig:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(f"n ({self.n}) greedy samples are all the same; set temperature, e.g. 0.8")
+        return self
 
 
 class SandboxConfig(Section):

@@ -1,11 +1,9 @@
-"""The evaluation stage: greedy samples, verdicts from the sandbox, pass@1 with intervals, structure metrics."""
+"""The evaluation stage: samples, verdicts from the sandbox, pass@k with intervals, structure metrics."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from structloss import metrics
 from training import text
 from training.config import ConfigError, RunConfig
 from training.data import prelude_of
+from training.evaluation.summary import STRUCTURE, Tally, problems_hash
 from training.generate import generate
 from training.jsonl import read_jsonl, write_jsonl
 from training.nearest import nearest_solutions
@@ -25,7 +24,8 @@ from training.students import build_student, load_tokenizer
 from training.train import imitated_traces, quiet_libraries, tokenizer_of
 
 BASELINES = ("untrained", "nearest")
-EXTRACTOR = "text after the last </think>"
+EXTRACTOR = "after-think-1"
+PROMPT = "think-1"
 
 
 def test_problems(run: RunFolder, config: RunConfig) -> dict[str, list[dict[str, Any]]]:
@@ -68,13 +68,13 @@ def evaluate_arm(
         return results
     folder.mkdir(parents=True, exist_ok=True)
     model: Any = None
-    total = sum(len(problems) for problems in splits.values())
+    total = sum(len(problems) for problems in splits.values()) * (1 if arm == "nearest" else config.evaluate.n)
     with Progress(f"evaluate {arm}", 2 * total, unit="problem", file=progress_file) as progress:
         for split, problems in splits.items():
             started = time.monotonic()
             if arm == "nearest":
                 samples = [
-                    {"id": problem["id"], "code": trace["code"], "copied_from": trace["id"], "ended": True}
+                    {"id": problem["id"], "sample": 0, "code": trace["code"], "copied_from": trace["id"], "ended": True}
                     for problem, trace in zip(problems, nearest_solutions(problems, imitated_traces(run)), strict=True)
                 ]
                 progress.update(len(problems))
@@ -83,16 +83,26 @@ def evaluate_arm(
                     model, tokenizer = load_arm(run, config, arm)
                     model.to("cuda" if torch.cuda.is_available() else "cpu")
                 samples = sample(model, tokenizer, problems, config, progress)
-            judge(samples, problems, config, progress)
+            isolation = judge(samples, problems, config, progress)
             write_jsonl(folder / f"samples-{split}.jsonl", samples)
-            results[split] = summarise(samples) | {
-                "max_new_tokens": config.evaluate.max_new_tokens,
-                "temperature": 0.0,
+            results[split] = Tally(samples).summary() | {
+                "set": f"{config.data.source}/{split}",
+                "version": version_of(config),
+                "problems_sha256": problems_hash(problems),
+                "prompt": "none" if arm == "nearest" else PROMPT,
                 "extractor": "copy" if arm == "nearest" else EXTRACTOR,
+                "max_new_tokens": config.evaluate.max_new_tokens,
+                "temperature": 0.0 if arm == "nearest" else config.evaluate.temperature,
+                "isolation": isolation,
                 "seconds": round(time.monotonic() - started, 2),
             }
             write_json(results_path, results)
     return results
+
+
+def version_of(config: RunConfig) -> str:
+    """The version of the test problems, as far as a name can tell it; their hash tells the rest."""
+    return f"grammar, seed {config.data.kata.seed}" if config.data.source == "kata" else "2021"
 
 
 def load_arm(run: RunFolder, config: RunConfig, arm: str) -> tuple[Any, Any]:
@@ -109,32 +119,42 @@ def load_arm(run: RunFolder, config: RunConfig, arm: str) -> tuple[Any, Any]:
 def sample(
     model: Any, tokenizer: Any, problems: list[dict[str, Any]], config: RunConfig, progress: Progress
 ) -> list[dict[str, Any]]:
+    """`evaluate.n` samples a problem, those of one problem after the other."""
+    settings = config.evaluate
     rows: list[dict[str, Any]] = []
+    asked = [(problem, index) for problem in problems for index in range(settings.n)]
     batches = generate(
         model,
         tokenizer,
-        problems,
-        batch_size=config.evaluate.batch_size,
-        max_new_tokens=config.evaluate.max_new_tokens,
+        [text.generation_prompt(problem) for problem, _ in asked],
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=config.seed,
     )
     for batch in batches:
         for completion, ended in batch:
             reasoning, code = text.split_completion(completion)
-            problem = problems[len(rows)]
-            rows.append({"id": problem["id"], "reasoning": reasoning, "code": code or "", "ended": ended})
+            problem, index = asked[len(rows)]
+            row = {"id": problem["id"], "sample": index, "reasoning": reasoning, "code": code or "", "ended": ended}
+            rows.append(row)
         progress.update(len(batch))
     return rows
 
 
-def judge(samples: list[dict[str, Any]], problems: list[dict[str, Any]], config: RunConfig, progress: Progress) -> None:
-    """Fill in verdicts and structure metrics."""
+def judge(
+    samples: list[dict[str, Any]], problems: list[dict[str, Any]], config: RunConfig, progress: Progress
+) -> dict[str, Any]:
+    """Fill in verdicts and structure metrics; returns the isolation that held."""
     settings, prelude = config.sandbox, prelude_of(config)
+    by_id = {problem["id"]: problem for problem in problems}
     programs = (
-        program_from_problem(problem, sample["code"], prelude=prelude, time_limit_s=settings.time_limit_s)
-        for problem, sample in zip(problems, samples, strict=True)
+        program_from_problem(by_id[sample["id"]], sample["code"], prelude=prelude, time_limit_s=settings.time_limit_s)
+        for sample in samples
     )
     with Sandbox(workers=settings.workers, memory_mb=settings.memory_mb, unsafe=settings.unsafe) as sandbox:
-        for row, problem, verdict in zip(samples, problems, sandbox.run(programs), strict=True):
+        for row, verdict in zip(samples, sandbox.run(programs), strict=True):
+            problem = by_id[row["id"]]
             if verdict.status == "sandbox_error":
                 raise RuntimeError(
                     f"the sandbox failed on {problem['id']}, which says nothing about the program: {verdict.detail}"
@@ -142,23 +162,7 @@ def judge(samples: list[dict[str, Any]], problems: list[dict[str, Any]], config:
             row["status"] = verdict.status if row["ended"] or verdict.status == "passed" else "truncated"
             row["detail"] = verdict.detail
             candidate, reference = (problem["code_prefix"] + code for code in (row["code"], problem["reference"]))
-            for name in ("syntax_match", "dataflow_match", "tsed"):
+            for name in STRUCTURE:
                 row[name] = getattr(metrics, name)(candidate, reference)
             progress.update(1)
-
-
-def summarise(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """pass@1 with its interval, mean structure metrics with the number of problems where each is defined."""
-    passed = [int(sample["status"] == "passed") for sample in samples]
-    rate = metrics.pass_at_k([1] * len(passed), passed, 1)
-    summary: dict[str, Any] = {
-        "n": len(samples),
-        "pass@1": rate.value,
-        "low": rate.low,
-        "high": rate.high,
-        "statuses": dict(Counter(sample["status"] for sample in samples).most_common()),
-    }
-    for name in ("syntax_match", "dataflow_match", "tsed"):
-        values = [sample[name] for sample in samples if sample[name] is not None]
-        summary[name] = {"mean": fmean(values) if values else None, "n": len(values)}
-    return summary
+        return dict(sandbox.isolation)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from training.config import RunConfig
 from training.evaluate import BASELINES
+from training.evaluation.summary import STRUCTURE, conditions_line
 from training.jsonl import read_jsonl
 from training.runs import RunFolder, read_json, write_json
 
@@ -26,7 +27,6 @@ LABELS = {
     "cross_entropy": "plain cross-entropy",
     "structure_aware": "structure-aware loss",
 }
-METRICS = ("syntax_match", "dataflow_match", "tsed")
 CURVES = {
     "loss": "loss",
     "loss_token": "token term",
@@ -62,15 +62,16 @@ def percent(value: float | None) -> str:
 
 def table_lines(rows: list[dict[str, Any]]) -> list[str]:
     """The result table as text: pass@1 with its 95 % interval, structure metrics, all in percent."""
-    header = ["arm", "seed", "split", "n", "pass@1 [95 %]", "syntax", "data flow", "TSED"]
+    header = ["arm", "seed", "split", "problems", "n", "pass@1 [95 %]", "syntax", "data flow", "TSED"]
     body = [
         [
             LABELS.get(row["arm"], row["arm"]),
             str(row["seed"]),
             row["split"],
+            str(row["problems"]),
             str(row["n"]),
             f"{percent(row['pass@1'])} [{percent(row['low'])}, {percent(row['high'])}]",
-            *(percent(row[name]["mean"]) for name in METRICS),
+            *(percent(row[name]["mean"]) for name in STRUCTURE),
         ]
         for row in rows
     ]
@@ -196,6 +197,7 @@ def compare_runs(runs: list[tuple[RunFolder, RunConfig]], out: Path) -> list[dic
 def render(*, rows: list[dict[str, Any]], environment: dict[str, Any], **values: Any) -> str:
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
     return template.render(
-        rows=rows, environment=environment, labels=LABELS, metrics=METRICS, percent=percent,
-        chart=pass_svg(rows) if rows else "", to_json=lambda value: json.dumps(value, indent=1), **values,
+        rows=rows, environment=environment, labels=LABELS, metrics=STRUCTURE, percent=percent,
+        conditions=conditions_line, chart=pass_svg(rows) if rows else "",
+        to_json=lambda value: json.dumps(value, indent=1), **values,
     )  # fmt: skip

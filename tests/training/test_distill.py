@@ -56,7 +56,12 @@ def test_a_run_leaves_a_table_and_a_page(finished: tuple[Path, str]) -> None:
         for split in ("test_unseen", "test_composition")
     }
     for row in rows:
-        assert row["n"] == 6 == sum(row["statuses"].values())
+        assert row["problems"] == 6 == sum(row["statuses"].values())
+        assert row["n"] == 1
+        assert row["prompt"] == ("none" if row["arm"] == "nearest" else "think-1")
+        assert row["extractor"] == ("copy" if row["arm"] == "nearest" else "after-think-1")
+        assert (row["set"], row["temperature"]) == (f"kata/{row['split']}", 0.0)
+        assert all(row["isolation"].values())
         assert 0 <= row["low"] <= row["pass@1"] <= row["high"] <= 1
     tokens = {row["tokens"] for row in rows if row["arm"] in ("cross_entropy", "structure_aware")}
     assert len(tokens) == 1, "the arms saw the same number of tokens"

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from training.config import RunConfig
-from training.evaluate import judge, summarise
+from training.evaluate import judge
+from training.evaluation.summary import Tally
 from training.progress import Progress
 
 from .conftest import TINY
@@ -33,9 +34,13 @@ SAMPLES = {
 def judged(tests: Any = PROBLEM["tests"]) -> list[dict[str, Any]]:
     with sandbox_or_skip(workers=1):
         pass
-    rows: list[dict[str, Any]] = [{"id": "p", "code": code, "ended": ended} for code, (_, ended) in SAMPLES.items()]
+    rows: list[dict[str, Any]] = [
+        {"id": f"p{i}", "code": code, "ended": ended} for i, (code, (_, ended)) in enumerate(SAMPLES.items())
+    ]
+    problems = [PROBLEM | {"tests": tests, "id": row["id"]} for row in rows]
     with Progress("judge", len(rows)) as progress:
-        judge(rows, [PROBLEM | {"tests": tests}] * len(rows), RunConfig(**TINY), progress)
+        isolation = judge(rows, problems, RunConfig(**TINY), progress)
+    assert all(isolation.values())
     return rows
 
 
@@ -44,8 +49,8 @@ def test_statuses_and_metrics() -> None:
     assert [row["status"] for row in rows] == [status for status, _ in SAMPLES.values()]
     assert rows[0]["syntax_match"] == rows[0]["tsed"] == 1.0
     assert rows[2]["syntax_match"] == 0.0
-    summary = summarise(rows)
-    assert (summary["n"], summary["pass@1"]) == (6, pytest.approx(2 / 6))
+    summary = Tally(rows).summary()
+    assert (summary["problems"], summary["n"], summary["pass@1"]) == (6, 1, pytest.approx(2 / 6))
     assert summary["low"] < 2 / 6 < summary["high"]
     assert sum(summary["statuses"].values()) == 6
 

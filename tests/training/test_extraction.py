@@ -199,3 +199,21 @@ def test_real_answers_of_large_models() -> None:
     assert parse == len(rows) == 794
     assert known == 779
     assert agree >= 777
+
+
+def test_real_programs_behind_prose_and_in_fences() -> None:
+    """Programs of nine models and methods come out of what chats put around them as the same programs."""
+    path = data_folder() / "traces" / "mbpp_candidates.jsonl.gz"
+    if not path.is_file():
+        pytest.skip("no candidates: set STRUCTLOSS_DATA to a folder with traces/mbpp_candidates.jsonl.gz")
+    with gzip.open(path, "rt") as file:
+        codes = [row["code"] for row in map(json.loads, file) if row["parses"]]
+    assert len(codes) == 4987
+    for code in codes[::7]:
+        expected = ast.dump(ast.parse(code))
+        for answer in (
+            code,
+            f"So:\n```python\n{code}\n```\nDone.",
+            f"Sure, here is the code:\n\n{code}\n\nThis solves it, as asked.",
+        ):
+            assert ast.dump(ast.parse(extract_code(answer).code)) == expected

@@ -57,10 +57,39 @@ def test_students_of_a_seed_are_equal_and_generation_is_batched(tmp_path) -> Non
     first, again, other = (build_student(config, tokenizer, seed=seed, max_positions=64) for seed in (0, 0, 1))
     assert torch.equal(first.model.embed_tokens.weight, again.model.embed_tokens.weight)
     assert not torch.equal(first.model.embed_tokens.weight, other.model.embed_tokens.weight)
-    problems = [{"prompt": "a\ndef f(x):"}, {"prompt": "a much longer sentence\ndef f(x):"}, {"prompt": "b"}]
-    alone = [next(generate(first, tokenizer, [p], batch_size=1, max_new_tokens=8))[0] for p in problems]
-    batched = [row for rows in generate(first, tokenizer, problems, batch_size=2, max_new_tokens=8) for row in rows]
+    prompts = ["a\ndef f(x):", "a much longer sentence\ndef f(x):", "b"]
+    alone = [next(generate(first, tokenizer, [p], batch_size=1, max_new_tokens=8))[0] for p in prompts]
+    batched = [row for rows in generate(first, tokenizer, prompts, batch_size=2, max_new_tokens=8) for row in rows]
     assert alone == batched
+
+    def drawn(seed: int, temperature: float = 1.5) -> list[tuple[str, bool]]:
+        batches = generate(
+            first, tokenizer, ["b"] * 6, batch_size=3, max_new_tokens=8, temperature=temperature, seed=seed
+        )
+        return [row for rows in batches for row in rows]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert len(set(drawn(0))) > 2, "samples of one prompt differ, within a batch and between batches"
+    assert set(drawn(0, 1e-4)) == {batched[2]}, "a low temperature comes down to greedy"
+
+
+def test_an_answer_ends_at_any_of_the_models_ends(tmp_path) -> None:
+    """Instruct models end a turn with a token that is not their tokenizer's end of text."""
+    train_tokenizer(["".join(part for _, part in text.segments(TRACE))], 300).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    model = build_student(
+        StudentConfig(vocab_size=300, hidden_size=16, intermediate_size=16, layers=1, heads=2),
+        tokenizer, seed=0, max_positions=64,
+    )  # fmt: skip
+    ids = tokenizer("b", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    start = ids.shape[1]
+    for _ in range(4):
+        ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    new = ids[0, start:].tolist()
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, new[3]]
+    (answer, ended), *_ = next(generate(model, tokenizer, ["b"], batch_size=1, max_new_tokens=8))
+    assert ended
+    assert answer == tokenizer.decode(new[: new.index(new[3])])
 
 
 def test_the_nearest_solution_is_found_by_words() -> None:
