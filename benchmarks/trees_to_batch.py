@@ -92,6 +92,8 @@ def calls(sources: list[str], grammar: InstalledGrammar, folder: Path) -> list[V
     def nothing_seen_before() -> None:
         for labels in (*grammar.text_labels, grammar.prefix_labels):
             labels.clear()
+        if grammar.walker is not None:
+            grammar.walker.forget_labels()
         TreeBatch.from_sources(sources)
 
     variants = [Variant("parse alone (floor)", parse_only, 1)]

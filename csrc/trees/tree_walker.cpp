@@ -3,13 +3,17 @@
 // Python objects (TreeCursor, Node); what it saves is the interpreter between two calls.
 #include "trees/tree_walker.hpp"
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -39,28 +43,51 @@ int64_t to_integer(const py::object& number) {
     return value;
 }
 
-bool moved(const py::object& move) {
-    return checked(PyObject_CallNoArgs(move.ptr())).is(py::handle(Py_True));
+py::object attribute(const char* type, const char* name) {
+    return py::module_::import("tree_sitter").attr(type).attr(name);
 }
 
-// An attribute read through its descriptor: PyObject_GetAttr looks it up by name each time, a fifth of the
-// walk.
-class Attribute {
+// An attribute of the parser's types. Read through its C function where it has one: PyObject_GetAttr looks it
+// up by name each time, a fifth of the walk.
+class Getter {
   public:
-    Attribute(const char* type, const char* name)
-        : descriptor_(py::module_::import("tree_sitter").attr(type).attr(name)),
-          get_(Py_TYPE(descriptor_.ptr())->tp_descr_get) {
-        if (!get_) throw py::type_error(std::string(type) + "." + name + " is no descriptor");
+    Getter(const char* type, const char* name) : descriptor_(attribute(type, name)) {
+        if (Py_IS_TYPE(descriptor_.ptr(), &PyGetSetDescr_Type))
+            direct_ = reinterpret_cast<PyGetSetDescrObject*>(descriptor_.ptr())->d_getset;
+        else if (!(general_ = Py_TYPE(descriptor_.ptr())->tp_descr_get))
+            throw py::type_error(std::string(type) + "." + name + " is no descriptor");
     }
 
     py::object of(const py::object& object) const {
+        if (direct_) return checked(direct_->get(object.ptr(), direct_->closure));
         PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-        return checked(get_(descriptor_.ptr(), object.ptr(), type));
+        return checked(general_(descriptor_.ptr(), object.ptr(), type));
     }
 
   private:
     py::object descriptor_;
-    descrgetfunc get_;
+    PyGetSetDef* direct_ = nullptr;
+    descrgetfunc general_ = nullptr;
+};
+
+// A method that moves a cursor and says whether it could, likewise.
+class Move {
+  public:
+    explicit Move(const char* name) : method_(attribute("TreeCursor", name)) {
+        if (!Py_IS_TYPE(method_.ptr(), &PyMethodDescr_Type)) return;
+        const PyMethodDef* definition = reinterpret_cast<PyMethodDescrObject*>(method_.ptr())->d_method;
+        if (definition->ml_flags == METH_NOARGS) direct_ = definition->ml_meth;
+    }
+
+    bool operator()(const py::object& cursor) const {
+        PyObject* result =
+            direct_ ? direct_(cursor.ptr(), nullptr) : PyObject_CallOneArg(method_.ptr(), cursor.ptr());
+        return checked(result).is(py::handle(Py_True));
+    }
+
+  private:
+    py::object method_;
+    PyCFunction direct_ = nullptr;
 };
 
 bool is_quote(char c) { return c == '\'' || c == '"'; }
@@ -79,149 +106,238 @@ bool interpolates(std::string_view text, std::string_view rest, Interpolation ho
     return false;
 }
 
-struct Columns {
-    std::vector<int64_t> label, kind, parent, leftmost, span;
+// Labels of the nodes of one kind by their source text: forgets everything when it is full, like TextLabels.
+class TextLabels {
+  public:
+    TextLabels(py::object label_of, size_t most) : label_of_(std::move(label_of)), most_(most) {}
 
-    int64_t size() const { return static_cast<int64_t>(label.size()); }
-
-    void add(int64_t its_label, int64_t its_kind, int64_t its_leftmost, int64_t start, int64_t end) {
-        label.push_back(its_label);
-        kind.push_back(its_kind);
-        parent.push_back(-1);
-        leftmost.push_back(its_leftmost);
-        span.push_back(start);
-        span.push_back(end);
+    int64_t operator[](std::string_view text) {
+        const size_t hash = std::hash<std::string_view>{}(text);
+        const Slot& slot = slots_[find(text, hash)];
+        return slot.label >= 0 ? slot.label : add(text, hash);
     }
 
-    py::object bytes() const {
-        py::object memory = checked(PyByteArray_FromStringAndSize(nullptr, 6 * size() * sizeof(int64_t)));
-        auto* out = reinterpret_cast<int64_t*>(PyByteArray_AS_STRING(memory.ptr()));
-        for (const auto* column : {&label, &kind, &parent, &leftmost, &span})
-            out = std::copy(column->begin(), column->end(), out);
-        return memory;
+    void clear() {
+        texts_.clear();
+        slots_.assign(16, {});
+        held_ = 0;
     }
+
+  private:
+    struct Slot {
+        size_t hash, start, size;
+        int64_t label = -1;
+    };
+
+    // Where the text stands, or would.
+    size_t find(std::string_view text, size_t hash) const {
+        const size_t mask = slots_.size() - 1;
+        size_t at = hash & mask;
+        while (slots_[at].label >= 0 &&
+               (slots_[at].hash != hash ||
+                text != std::string_view(texts_).substr(slots_[at].start, slots_[at].size)))
+            at = (at + 1) & mask;
+        return at;
+    }
+
+    int64_t add(std::string_view text, size_t hash) {
+        // Another thread may walk while Python computes the label.
+        const int64_t label = label_of_(py::bytes(text.data(), text.size())).cast<int64_t>();
+        if (held_ >= most_) clear();
+        if (2 * ++held_ > slots_.size()) {
+            std::vector<Slot> all(2 * slots_.size());
+            all.swap(slots_);
+            for (const Slot& slot : all)
+                if (slot.label >= 0)
+                    slots_[find(std::string_view(texts_).substr(slot.start, slot.size), slot.hash)] = slot;
+        }
+        slots_[find(text, hash)] = {hash, texts_.size(), text.size(), label};
+        texts_ += text;
+        return label;
+    }
+
+    py::object label_of_;
+    size_t most_, held_ = 0;
+    std::string texts_;
+    std::vector<Slot> slots_ = std::vector<Slot>(16);
 };
+
+struct Row {
+    int64_t label, kind, parent, leftmost, start, end;
+};
+
+// (sizes (B,), then (B, N): label, kind, parent, leftmost, and byte spans (B, N, 2)), padded with `pad`.
+py::tuple padded(const std::vector<Row>& rows, const std::vector<int64_t>& sizes, int64_t pad) {
+    const auto trees = static_cast<py::ssize_t>(sizes.size());
+    const auto most =
+        sizes.empty() ? 0 : static_cast<py::ssize_t>(*std::max_element(sizes.begin(), sizes.end()));
+    py::array_t<int64_t> label({trees, most}), kind({trees, most}), parent({trees, most}),
+        leftmost({trees, most}), span({trees, most, py::ssize_t{2}});
+    int64_t *to_label = label.mutable_data(), *to_kind = kind.mutable_data(),
+            *to_parent = parent.mutable_data(), *to_leftmost = leftmost.mutable_data(),
+            *to_span = span.mutable_data();
+    const Row padding{pad, pad, pad, pad, pad, pad};
+    const Row* row = rows.data();
+    for (const int64_t size : sizes)
+        for (int64_t node = 0; node < most; ++node) {
+            const Row& from = node < size ? *row++ : padding;
+            *to_label++ = from.label;
+            *to_kind++ = from.kind;
+            *to_parent++ = from.parent;
+            *to_leftmost++ = from.leftmost;
+            *to_span++ = from.start;
+            *to_span++ = from.end;
+        }
+    return py::make_tuple(py::array_t<int64_t>(trees, sizes.data()), label, kind, parent, leftmost, span);
+}
 
 class TreeWalker {
   public:
     TreeWalker(std::vector<std::vector<std::pair<int64_t, int>>> rules, std::vector<size_t> rules_below,
-               std::vector<int64_t> kind_labels, std::vector<py::object> text_labels,
-               py::object prefix_labels, int interpolation)
+               std::vector<int64_t> kind_labels, const std::vector<py::object>& text_label,
+               py::object prefix_label, size_t most_labels, int interpolation)
         : rules_below_(std::move(rules_below)),
           kind_labels_(std::move(kind_labels)),
-          text_labels_(std::move(text_labels)),
-          prefix_labels_(std::move(prefix_labels)),
+          prefix_labels_(std::move(prefix_label), most_labels),
           interpolation_(static_cast<Interpolation>(interpolation)) {
+        for (const auto& label_of : text_label) text_labels_.emplace_back(label_of, most_labels);
         for (const auto& row : rules) {
             rules_.emplace_back();
             for (const auto& [kind, mode] : row) rules_.back().push_back({kind, static_cast<Mode>(mode)});
         }
     }
 
-    py::object walk(const py::object& root, const py::bytes& source) const {
-        return Walk(*this, source).from(root);
+    // The trees that an iterable gives, each as (root, source).
+    py::tuple walk(const py::iterable& trees, int64_t pad) {
+        std::vector<Row> rows;
+        std::vector<int64_t> sizes;
+        for (const py::handle tree : trees) {
+            const auto [root, source] = tree.cast<std::pair<py::object, py::object>>();
+            const size_t before = rows.size();
+            Walk(*this, py::bytes(source), rows).from(root);
+            sizes.push_back(static_cast<int64_t>(rows.size() - before));
+        }
+        return padded(rows, sizes, pad);
+    }
+
+    void forget_labels() {
+        for (TextLabels& labels : text_labels_) labels.clear();
+        prefix_labels_.clear();
     }
 
   private:
+    using Span = std::pair<int64_t, int64_t>;
+    static constexpr Span unread{0, std::numeric_limits<int64_t>::max()};
+
     struct OpenNode {
         Rule rule;
-        int64_t start, end, leftmost;
+        py::object node;  // only where the span is unread
+        Span span;
+        int64_t leftmost;
         size_t first_root;
         const std::vector<Rule>* rules;  // of its children
     };
 
     class Walk {
       public:
-        Walk(const TreeWalker& walker, const py::bytes& source) : walker_(walker), source_(source) {}
+        Walk(TreeWalker& walker, const py::bytes& source, std::vector<Row>& rows)
+            : walker_(walker), source_(source), rows_(rows), first_(rows.size()) {}
 
-        py::object from(const py::object& root) {
+        void from(const py::object& root) {
             const py::object cursor = root.attr("walk")();
-            const py::object down = cursor.attr("goto_first_child"), up = cursor.attr("goto_parent"),
-                             right = cursor.attr("goto_next_sibling");
             const size_t root_id = walker_.grammar_id(root);
-            open(root_id, {walker_.rules_[0][root_id].kind, Mode::root}, walker_.span(root));
-            bool on_child = moved(down);
+            const Span span = walker_.span(root);
+            if (span.second > static_cast<int64_t>(source_.size()))
+                throw py::value_error("source: the tree was parsed from another one");
+            open(root_id, {walker_.rules_[0][root_id].kind, Mode::root}, {}, span);
+            bool on_child = walker_.down_(cursor);
             while (true) {
                 if (!on_child) {
                     close();
-                    if (open_.empty()) return columns_.bytes();
-                    moved(up);
+                    if (open_.empty()) return;
+                    walker_.up_(cursor);
                 } else if (enter(walker_.node_.of(cursor))) {
-                    if (moved(down)) continue;
+                    if (walker_.down_(cursor)) continue;
                     close();
                 }
-                on_child = moved(right);
+                // Behind the end of its parent a node has no siblings but such of zero width.
+                on_child = end_ < open_.back().span.second && walker_.right_(cursor);
             }
         }
 
       private:
         // Whether the node is open now; a leaf is finished, anything else is passed over.
-        bool enter(const py::object& node) {
+        bool enter(py::object node) {
             const size_t id = walker_.grammar_id(node);
             const Rule rule = (*open_.back().rules)[id];
             if (rule.mode == Mode::dropped) return false;
-            const auto span = walker_.span(node);
+            // A transparent node seldom stays. Below one of zero width nothing does.
+            if (rule.mode == Mode::transparent) {
+                open(id, rule, std::move(node), unread);
+                return true;
+            }
+            const Span span = walker_.span(node);
             // Zero width: a token that the parser invented, or an empty block behind an error.
             if (span.first == span.second) return false;
-            const std::string_view text = text_of(span);
             if (rule.mode == Mode::plain) {
                 add_leaf(rule.kind, walker_.kind_labels_[rule.kind], span);
-            } else if (rule.mode == Mode::atom ||
-                       (rule.mode == Mode::string &&
-                        !interpolates(text, source_.substr(span.first), walker_.interpolation_))) {
-                add_leaf(rule.kind, label_of(walker_.text_labels_[rule.kind], text), span);
+            } else if (rule.mode == Mode::atom || (rule.mode == Mode::string && !has_parts(span))) {
+                add_leaf(rule.kind, walker_.text_labels_[rule.kind][text_of(span)], span);
             } else {
-                open(id, rule, span);
+                open(id, rule, {}, span);
                 return true;
             }
             return false;
         }
 
-        void open(size_t id, Rule rule, std::pair<int64_t, int64_t> span) {
+        void open(size_t id, Rule rule, py::object node, Span span) {
             const auto* rules = &walker_.rules_[walker_.rules_below_[id]];
-            open_.push_back({rule, span.first, span.second, columns_.size(), roots_.size(), rules});
+            open_.push_back({rule, std::move(node), span, size(), roots_.size(), rules});
         }
 
         void close() {
-            const OpenNode node = open_.back();
+            const OpenNode node = std::move(open_.back());
             open_.pop_back();
             const auto [kind, mode] = node.rule;
             const size_t kept = roots_.size() - node.first_root;
+            if (node.span != unread) end_ = node.span.second;
             if (mode == Mode::transparent ? kept < 2 : mode == Mode::root && kept == 0 && kind != error_kind)
                 return;
-            const int64_t here = columns_.size();
-            for (size_t i = node.first_root; i < roots_.size(); ++i) columns_.parent[roots_[i]] = here;
+            const int64_t here = size();
+            for (size_t i = node.first_root; i < roots_.size(); ++i) rows_[first_ + roots_[i]].parent = here;
             roots_.resize(node.first_root);
             roots_.push_back(here);
+            const Span span = node.span == unread ? walker_.span(node.node) : node.span;
             int64_t label = walker_.kind_labels_[kind];
-            const std::string_view text = text_of({node.start, node.end});
             if (mode == Mode::string)
-                label = label_of(walker_.prefix_labels_, string_prefix(text));
+                label = walker_.prefix_labels_[string_prefix(text_of(span))];
             else if (mode == Mode::text_if_leaf && kept == 0)
-                label = label_of(walker_.text_labels_[kind], text);
-            columns_.add(label, kind, node.leftmost, node.start, node.end);
+                label = walker_.text_labels_[kind][text_of(span)];
+            rows_.push_back({label, kind, -1, node.leftmost, span.first, span.second});
         }
 
-        void add_leaf(int64_t kind, int64_t label, std::pair<int64_t, int64_t> span) {
-            roots_.push_back(columns_.size());
-            columns_.add(label, kind, columns_.size(), span.first, span.second);
+        void add_leaf(int64_t kind, int64_t label, Span span) {
+            end_ = span.second;
+            roots_.push_back(size());
+            rows_.push_back({label, kind, -1, size(), span.first, span.second});
         }
 
-        std::string_view text_of(std::pair<int64_t, int64_t> span) const {
-            const auto [start, end] = span;
-            if (start < 0 || end < start || end > static_cast<int64_t>(source_.size()))
-                throw py::value_error("source: the tree was parsed from another one");
-            return source_.substr(start, end - start);
+        int64_t size() const { return static_cast<int64_t>(rows_.size() - first_); }
+
+        bool has_parts(Span span) const {
+            const std::string_view text = text_of(span);
+            return interpolates(text, source_.substr(span.first), walker_.interpolation_);
         }
 
-        static int64_t label_of(const py::object& labels, std::string_view text) {
-            const py::object key = checked(PyBytes_FromStringAndSize(text.data(), text.size()));
-            return to_integer(checked(PyObject_GetItem(labels.ptr(), key.ptr())));
+        std::string_view text_of(Span span) const {
+            return source_.substr(span.first, span.second - span.first);
         }
 
-        const TreeWalker& walker_;
+        TreeWalker& walker_;
         const std::string_view source_;
-        Columns columns_;
+        std::vector<Row>& rows_;
+        const size_t first_;  // of this tree's rows
+        int64_t end_ = -1;    // of what was last finished
         std::vector<OpenNode> open_;
         std::vector<int64_t> roots_;  // finished subtrees that wait for their parent
     };
@@ -231,18 +347,19 @@ class TreeWalker {
         return std::min(static_cast<size_t>(to_integer(kind_id_.of(node))), rules_below_.size() - 1);
     }
 
-    std::pair<int64_t, int64_t> span(const py::object& node) const {
+    Span span(const py::object& node) const {
         return {to_integer(start_byte_.of(node)), to_integer(end_byte_.of(node))};
     }
 
     std::vector<std::vector<Rule>> rules_;
     std::vector<size_t> rules_below_;
     std::vector<int64_t> kind_labels_;
-    std::vector<py::object> text_labels_;
-    py::object prefix_labels_;
+    std::vector<TextLabels> text_labels_;  // by kind
+    TextLabels prefix_labels_;
     Interpolation interpolation_;
-    const Attribute node_{"TreeCursor", "node"}, kind_id_{"Node", "kind_id"},
-        start_byte_{"Node", "start_byte"}, end_byte_{"Node", "end_byte"};
+    const Getter node_{"TreeCursor", "node"}, kind_id_{"Node", "kind_id"}, start_byte_{"Node", "start_byte"},
+        end_byte_{"Node", "end_byte"};
+    const Move down_{"goto_first_child"}, right_{"goto_next_sibling"}, up_{"goto_parent"};
 };
 
 }  // namespace
@@ -250,10 +367,11 @@ class TreeWalker {
 void bind_tree_walker(py::module_& module) {
     py::class_<TreeWalker>(module, "TreeWalker")
         .def(py::init<std::vector<std::vector<std::pair<int64_t, int>>>, std::vector<size_t>,
-                      std::vector<int64_t>, std::vector<py::object>, py::object, int>(),
+                      std::vector<int64_t>, const std::vector<py::object>&, py::object, size_t, int>(),
              py::kw_only(), py::arg("rules"), py::arg("rules_below"), py::arg("kind_labels"),
-             py::arg("text_labels"), py::arg("prefix_labels"), py::arg("interpolation"))
-        .def("walk", &TreeWalker::walk, py::arg("root"), py::arg("source"));
+             py::arg("text_label"), py::arg("prefix_label"), py::arg("most_labels"), py::arg("interpolation"))
+        .def("walk", &TreeWalker::walk, py::arg("trees"), py::arg("pad"))
+        .def("forget_labels", &TreeWalker::forget_labels);
 }
 
 }  // namespace structloss

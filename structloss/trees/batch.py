@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from .kinds import language_rules
-from .syntax_tree import Tree, parse
-from .token_spans import node_token_spans
+from .syntax_tree import Tree, parse, parse_padded
+from .token_spans import token_spans_of
 
 _PAD = -1
+_COLUMNS = ("label", "kind", "parent", "leftmost", "byte_span")
 
 
 @dataclass(eq=False)
@@ -76,7 +77,14 @@ class TreeBatch:
         """
         if isinstance(sources, str | bytes):
             raise TypeError("sources: got one string, wants a sequence of sources")
-        return cls.from_trees([parse(source, language) for source in sources], tokens)
+        sources = list(sources)
+        walked = parse_padded(sources, language, _PAD) if sources else None
+        if walked is None:
+            return cls.from_trees([parse(source, language) for source in sources], tokens)
+        _check_tokens(tokens, len(sources))
+        columns, sizes, shares = walked
+        batch = dict(zip(_COLUMNS, columns, strict=True))
+        return _to_tensors(batch, sizes, shares, tokens, language_rules(language).version)
 
     @classmethod
     def from_trees(cls, trees: Sequence[Tree], tokens: Sequence[np.ndarray | None] | None = None) -> TreeBatch:
@@ -90,22 +98,14 @@ class TreeBatch:
         `tokens` than of trees.
         """
         version = _one_version(trees)
-        if tokens is not None and len(tokens) != len(trees):
-            raise ValueError(f"tokens: got {len(tokens)} arrays for {len(trees)} trees, wants one each")
+        _check_tokens(tokens, len(trees))
         sizes = np.array([tree.size for tree in trees], dtype=np.int64)
         batch = _empty_batch(sizes)
         real = np.arange(batch["label"].shape[1]) < sizes[:, None]
         if trees:
-            for name in ("label", "kind", "parent", "leftmost", "byte_span"):
+            for name in _COLUMNS:
                 batch[name][real] = np.concatenate([getattr(tree, name) for tree in trees])
-        for i, spans in enumerate(tokens or ()):
-            if spans is not None:
-                try:
-                    batch["token_span"][i, : sizes[i]] = node_token_spans(trees[i], np.asarray(spans))
-                except ValueError as error:
-                    raise ValueError(f"tokens[{i}]: {error}") from None
-        shares = np.array([tree.error_share for tree in trees], dtype=np.float32)
-        return _to_tensors(batch, sizes, shares, version)
+        return _to_tensors(batch, sizes, [tree.error_share for tree in trees], tokens, kind_version=version)
 
     @classmethod
     def from_parents(
@@ -143,7 +143,7 @@ class TreeBatch:
             row["leftmost"] = np.array(_leftmost(row["parent"].tolist(), i), dtype=np.int64)
             for name, values in row.items():
                 batch[name][i, :size] = values
-        return _to_tensors(batch, sizes, np.zeros(len(sizes), dtype=np.float32))
+        return _to_tensors(batch, sizes, [0.0] * len(sizes))
 
 
 def _one_version(trees: Sequence[Tree]) -> str | None:
@@ -161,21 +161,36 @@ def _one_version(trees: Sequence[Tree]) -> str | None:
     return vocabularies[0][1] if vocabularies else None
 
 
+def _check_tokens(tokens: Sequence[np.ndarray | None] | None, trees: int) -> None:
+    if tokens is not None and len(tokens) != trees:
+        raise ValueError(f"tokens: got {len(tokens)} arrays for {trees} trees, wants one each")
+
+
 def _empty_batch(sizes: np.ndarray) -> dict[str, np.ndarray]:
     shape = (len(sizes), int(sizes.max(initial=0)))
-    batch = {name: np.full(shape, _PAD, dtype=np.int64) for name in ("label", "kind", "parent", "leftmost")}
-    batch |= {name: np.full((*shape, 2), _PAD, dtype=np.int64) for name in ("byte_span", "token_span")}
-    return batch
+    return {name: np.full((*shape, 2) if name == "byte_span" else shape, _PAD, dtype=np.int64) for name in _COLUMNS}
 
 
 def _to_tensors(
-    batch: dict[str, np.ndarray], sizes: np.ndarray, shares: np.ndarray, kind_version: str | None = None
+    batch: dict[str, np.ndarray],
+    sizes: np.ndarray,
+    shares: Sequence[float],
+    tokens: Sequence[np.ndarray | None] | None = None,
+    kind_version: str | None = None,
 ) -> TreeBatch:
-    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
+    token_span = np.full_like(batch["byte_span"], _PAD)
+    for i, spans in enumerate(tokens or ()):
+        if spans is not None:
+            real = slice(int(sizes[i]))
+            try:
+                token_span[i, real] = token_spans_of(batch["byte_span"][i, real], np.asarray(spans))
+            except ValueError as error:
+                raise ValueError(f"tokens[{i}]: {error}") from None
     return TreeBatch(
-        **tensors,
+        **{name: torch.from_numpy(array) for name, array in batch.items()},
+        token_span=torch.from_numpy(token_span),
         sizes=torch.from_numpy(sizes),
-        error_share=torch.from_numpy(shares),
+        error_share=torch.tensor(shares, dtype=torch.float32),
         table_columns=_table_columns(batch["parent"], batch["leftmost"]),
         kind_version=kind_version,
     )

@@ -72,10 +72,15 @@ def node_token_spans(tree: Tree, token_spans: np.ndarray) -> np.ndarray:
 
     token_spans: int64 (T, 2) as from :func:`token_byte_spans`, in the order of the text.
     """
+    return token_spans_of(tree.byte_span, token_spans)
+
+
+def token_spans_of(byte_span: np.ndarray, token_spans: np.ndarray) -> np.ndarray:
+    """:func:`node_token_spans` of nodes with the byte spans `byte_span`, int64 (n, 2)."""
     positions, last_byte = _token_positions(token_spans)
-    low = np.searchsorted(last_byte, tree.byte_span[:, 0], side="left")
-    high = np.searchsorted(last_byte, tree.byte_span[:, 1], side="left")
-    spans = np.full((tree.size, 2), -1, dtype=np.int64)
+    low = np.searchsorted(last_byte, byte_span[:, 0], side="left")
+    high = np.searchsorted(last_byte, byte_span[:, 1], side="left")
+    spans = np.full(byte_span.shape, -1, dtype=np.int64)
     held = np.flatnonzero(low < high)
     spans[held, 0] = positions[low[held]]
     spans[held, 1] = positions[high[held] - 1] + 1

@@ -8,7 +8,7 @@ same objects without the interpreter in between.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from hashlib import blake2b
 from importlib import import_module
@@ -52,8 +52,11 @@ class TextLabels(dict[bytes, int]):
     def __missing__(self, text: bytes) -> int:
         if len(self) >= _MOST_LABELS:
             self.clear()
-        label = self[text] = _label(self.kind_name, self.significant(text))
+        label = self[text] = self.label_of(text)
         return label
+
+    def label_of(self, text: bytes) -> int:
+        return _label(self.kind_name, self.significant(text))
 
 
 class InstalledGrammar(NamedTuple):
@@ -106,8 +109,9 @@ def installed_grammar(language: str) -> InstalledGrammar:
             rules=[[p.get(i, (UNKNOWN, _DROPPED)) for i in ids] for p in (plan, *plan_below.values())],
             rules_below=[rows.get(i, 0) for i in ids],
             kind_labels=kind_labels,
-            text_labels=text_labels,
-            prefix_labels=prefix_labels,
+            text_label=[labels.label_of for labels in text_labels],
+            prefix_label=prefix_labels.label_of,
+            most_labels=_MOST_LABELS,
             interpolation=_INTERPOLATION[rules.interpolation],
         )
     return InstalledGrammar(
@@ -170,8 +174,16 @@ def walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar) -> Co
 
 def compiled_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar) -> Columns:
     """:func:`walk` by the compiled extension."""
-    table = np.frombuffer(grammar.walker.walk(root, source), np.int64).reshape(6, -1)
-    return table[0], table[1], table[2], table[3], table[4:].reshape(-1, 2)
+    label, kind, parent, leftmost, byte_span = compiled_walks([(root, source)], grammar, pad=0)[0]
+    return label[0], kind[0], parent[0], leftmost[0], byte_span[0]
+
+
+def compiled_walks(
+    trees: Iterable[tuple[tree_sitter.Node, bytes]], grammar: InstalledGrammar, pad: int
+) -> tuple[Columns, np.ndarray]:
+    """:func:`walk` of each of B (root, source): columns (B, N), padded to the longest with `pad`, and sizes (B,)."""
+    sizes, *columns = grammar.walker.walk(trees, pad)
+    return tuple(columns), sizes
 
 
 def python_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar) -> Columns:

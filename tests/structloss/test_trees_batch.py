@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from structloss.trees import TreeBatch, innermost_nodes, kind_names, node_token_spans, parse, token_byte_spans
+from structloss.trees import (
+    TreeBatch,
+    innermost_nodes,
+    kind_names,
+    node_token_spans,
+    parse,
+    syntax_tree,
+    token_byte_spans,
+)
+from structloss.trees.kinds import LANGUAGES
+from structloss.trees.walk import installed_grammar
+from tests.structloss.test_trees_hard_inputs import SAMPLES
 
 SOURCES = [
     "def add(a, b):\n    return a + b\n",
@@ -155,6 +166,51 @@ def test_batch_is_padded_trees() -> None:
     from_sources = TreeBatch.from_sources(SOURCES, tokens=tokens)
     assert torch.equal(from_sources.label, batch.label)
     assert torch.equal(from_sources.token_span, batch.token_span)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_from_sources_is_the_batch_of_parsed_trees(
+    language: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        grammar = installed_grammar(language)._replace(walker=None)
+        monkeypatch.setattr(syntax_tree, "installed_grammar", lambda language: grammar)
+    whole = SAMPLES[language]
+    generator = random.Random(0)
+    torn = [whole[: generator.randrange(len(whole))] + generator.choice("([{'\"`\0") for _ in range(20)]
+    sources = [whole, "", *torn, "((((", b"\xff\0", "# x", "//", whole.encode()[:400], *SOURCES]
+    tokens = [
+        token_byte_spans(s, [(i, min(i + 3, len(s))) for i in range(0, len(s), 3)]) if isinstance(s, str) else None
+        for s in sources
+    ]
+    for its_tokens in (None, tokens):
+        batch = TreeBatch.from_sources(sources, language, its_tokens)
+        expected = TreeBatch.from_trees([parse(source, language) for source in sources], its_tokens)
+        assert vars(batch).keys() == vars(expected).keys()
+        for name, value in vars(expected).items():
+            if isinstance(value, torch.Tensor):
+                got = getattr(batch, name)
+                assert got.dtype == value.dtype, name
+                assert got.is_contiguous(), name
+                assert torch.equal(got, value), name
+            else:
+                assert getattr(batch, name) == value, name
+        assert (batch.error_share > 0).sum() > 10
+        assert (batch.error_share == 0).sum() > 2
+
+
+def test_from_sources_takes_any_iterable_and_names_what_is_no_source() -> None:
+    assert TreeBatch.from_sources(iter(["x", b"y = 1"])).sizes.tolist() == [2, 4]  # type: ignore[arg-type]
+    assert TreeBatch.from_sources([], "no language").sizes.tolist() == []
+    with pytest.raises(TypeError, match="source: got int, wants str or bytes"):
+        TreeBatch.from_sources(["x", 3])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="language: got 'cobol'"):
+        TreeBatch.from_sources(["x"], "cobol")
+    with pytest.raises(ValueError, match="tokens: got 1 arrays for 2 trees"):
+        TreeBatch.from_sources(["x", "y"], tokens=[None])
+    with pytest.raises(ValueError, match=r"tokens\[1\]: token_spans: token 1 ends before token 0"):
+        TreeBatch.from_sources(["x", "x = 1"], tokens=[None, np.array([[4, 5], [0, 1]])])
 
 
 def test_empty_batches() -> None:

@@ -203,19 +203,47 @@ def test_compiled_walk_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="source: the tree was parsed from another one"):
         compiled_walk(root_of(b"x = some_name"), b"x", GRAMMAR)
     with pytest.raises(TypeError):
-        GRAMMAR.walker.walk(root_of(b"x"), "x")
+        GRAMMAR.walker.walk([(root_of(b"x"), "x")], pad=-1)
     with pytest.raises(AttributeError):
-        GRAMMAR.walker.walk(None, b"x")
+        GRAMMAR.walker.walk([(None, b"x")], pad=-1)
 
 
-def test_labels_survive_a_full_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "a, b, c, d, a, b = 'a', 'b', 'c'"
+@both_walks
+def test_labels_survive_a_full_cache(walk: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = b"a, b, b, c, c, a, b"
     expected = parse(source).label.tolist()
     monkeypatch.setattr(walk_module, "_MOST_LABELS", 2)
-    for labels in GRAMMAR.text_labels:
-        labels.clear()
-    assert parse(source).label.tolist() == expected
-    assert max(map(len, GRAMMAR.text_labels)) == 2
+    hashed: list[bytes] = []
+    monkeypatch.setattr(TextLabels, "label_of", watched(TextLabels.label_of, hashed))
+    grammar = installed_grammar.__wrapped__("python")
+    assert walk(root_of(source), source, grammar)[0].tolist() == expected
+    # `c` does not fit and makes the others forgotten; so does `b` at the end.
+    assert hashed == [b"a", b"b", b"c", b"a", b"b"]
+
+
+@both_walks
+def test_labels_of_many_texts_are_kept(walk: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[bytes] = []
+    monkeypatch.setattr(TextLabels, "label_of", watched(TextLabels.label_of, hashed))
+    grammar = installed_grammar.__wrapped__("python")
+    names = [f"name_{i * i}".encode() for i in range(3000)]
+    source = b", ".join(names + names[::-1])
+    label = walk(root_of(source), source, grammar)[0]
+    assert hashed == names
+    assert len(set(label[:3000].tolist())) == 3000
+    np.testing.assert_array_equal(label[:3000], label[5999:2999:-1])
+    if walk is compiled_walk:
+        grammar.walker.forget_labels()
+        np.testing.assert_array_equal(walk(root_of(source), source, grammar)[0], label)
+        assert hashed == 2 * names
+
+
+def watched(label_of: Callable, hashed: list[bytes]) -> Callable:
+    def watched_label_of(labels: TextLabels, text: bytes) -> int:
+        hashed.append(text)
+        return label_of(labels, text)
+
+    return watched_label_of
 
 
 def test_a_label_is_hashed_once() -> None:
