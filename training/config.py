@@ -33,13 +33,14 @@ class MbppConfig(Section):
     problems: Path = Field(description="mbpp.jsonl")
     traces: Path = Field(description="teacher traces, .jsonl or .jsonl.gz")
     plus: Path = Field(description="MbppPlus.jsonl.gz: its tasks are kept out of training")
+    humaneval: Path | None = Field(None, description="HumanEval.jsonl.gz: its tasks too")
     references: bool = Field(True, description="MBPP's own solutions of training problems as further traces")
     test_limit: int | None = Field(None, ge=1, description="evaluate on the first so many test problems")
 
-    @field_validator("problems", "traces", "plus")
+    @field_validator("problems", "traces", "plus", "humaneval")
     @classmethod
-    def absolute(cls, path: Path) -> Path:
-        return path.expanduser().resolve()
+    def absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().resolve()
 
 
 class DataConfig(Section):
@@ -218,7 +219,8 @@ def load_config(recipe: Path, overrides: list[str]) -> RunConfig:
         ]
         raise ConfigError(f"{recipe} with its overrides is not valid:\n" + "\n".join(faults)) from None
     if config.data.mbpp is not None:
-        for name in ("problems", "traces", "plus"):
-            if not (path := getattr(config.data.mbpp, name)).is_file():
+        for name in ("problems", "traces", "plus", "humaneval"):
+            path = getattr(config.data.mbpp, name)
+            if path is not None and not path.is_file():
                 raise ConfigError(f"data.mbpp.{name}: no such file: {path}")
     return config

@@ -37,6 +37,7 @@ def prepare_data(run: RunFolder, config: RunConfig) -> dict[str, Any]:
             config.data.mbpp.problems,
             traces=config.data.mbpp.traces,
             plus=config.data.mbpp.plus,
+            humaneval=config.data.mbpp.humaneval,
             references=config.data.mbpp.references,
             test_limit=config.data.mbpp.test_limit,
         )

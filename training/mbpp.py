@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.benchmarks.humaneval import problem_row as humaneval_row
+from training.benchmarks.leaks import LeakGuard
 from training.benchmarks.mbpp import problem_row, prompt_of, split_of, unix
+from training.benchmarks.plus import mbpp_plus_row
 from training.extraction import extract_code
 from training.jsonl import read_jsonl
 
@@ -33,17 +35,19 @@ def load_mbpp(
     problems: str | Path,
     *,
     plus: str | Path,
+    humaneval: str | Path | None = None,
     traces: str | Path | None = None,
     references: bool = False,
     test_limit: int | None = None,
 ) -> Mbpp:
-    """Loads `mbpp.jsonl`, `MbppPlus.jsonl.gz` (only to keep its tasks out of training) and teacher traces.
+    """Loads `mbpp.jsonl` and teacher traces, without what `training.benchmarks.leaks` finds again in MBPP's test split,
+    in `MbppPlus.jsonl.gz` and, if it is given, in `HumanEval.jsonl.gz`.
 
     With `references`, MBPP's own solutions of the training problems are added to the traces.
 
     Raises ValueError if a file is not what its name says, for example if `plus` holds no MBPP+ tasks.
     """
-    guard = LeakGuard.from_files(problems, plus)
+    guard = guard_from_files(problems, plus, humaneval)
     dropped: Counter[str] = Counter()
     kept: list[Row] = []
     tests = 0
@@ -53,7 +57,8 @@ def load_mbpp(
             tests += 1
             reason = None if test_limit is None or tests <= test_limit else f"test problem beyond {test_limit}"
         else:
-            reason = guard.reason_to_drop(source)
+            leak = guard.leak_of(problem)
+            reason = None if leak is None else str(leak)
         if reason is None:
             kept.append(problem)
         else:
@@ -64,45 +69,19 @@ def load_mbpp(
     return Mbpp(kept, rows, dict(sorted(dropped.items())))
 
 
-@dataclass(frozen=True)
-class LeakGuard:
-    """What training must not see: task ids of the test split and of MBPP+, their texts, their assertions."""
-
-    test_ids: frozenset[int]
-    plus_ids: frozenset[int]
-    texts: frozenset[str]
-    assertions: frozenset[str]
-
-    @staticmethod
-    def from_files(problems: str | Path, plus: str | Path) -> LeakGuard:
-        plus_rows = list(read_jsonl(plus))
-        named = [re.fullmatch(r"Mbpp/(\d+)", str(row.get("task_id"))) for row in plus_rows]
-        if not named or None in named:
-            raise ValueError(f"plus: wants MBPP+ rows, with task ids such as 'Mbpp/2', got {plus}")
-        plus_ids = frozenset(int(match[1]) for match in named if match)
-        protected = [
-            row for row in read_jsonl(problems) if split_of(row["task_id"]) == "test" or row["task_id"] in plus_ids
-        ]
-        texts = {normalise_text(row["text"]) for row in protected}
-        texts |= {normalise_text(_docstring_text(row["prompt"])) for row in plus_rows}
-        return LeakGuard(
-            frozenset(row["task_id"] for row in protected if split_of(row["task_id"]) == "test"),
-            plus_ids,
-            frozenset(texts),
-            frozenset(_normal_assert(test) for row in protected for test in row["test_list"]),
-        )
-
-    def reason_to_drop(self, source: Row) -> str | None:
-        """Why a row of mbpp.jsonl may not be trained or tuned on; None if it may."""
-        if source["task_id"] in self.plus_ids:
-            return "in MBPP+"
-        if source["task_id"] in self.test_ids:
-            return "in the test split"
-        if normalise_text(source["text"]) in self.texts:
-            return "same text as an evaluation problem"
-        if any(_normal_assert(test) in self.assertions for test in source["test_list"]):
-            return "same assertion as an evaluation problem"
-        return None
+def guard_from_files(problems: str | Path, plus: str | Path, humaneval: str | Path | None = None) -> LeakGuard:
+    """The guard of MBPP's test split, MBPP+ and, if it is given, HumanEval."""
+    rows = list(read_jsonl(plus))
+    if not rows or not all(re.fullmatch(r"Mbpp/\d+", str(row.get("task_id"))) for row in rows):
+        raise ValueError(f"plus: wants MBPP+ rows, with task ids such as 'Mbpp/2', got {plus}")
+    plus_rows = [mbpp_plus_row(row) for row in rows]
+    plus_ids = {row["id"].replace("mbpp_plus", "mbpp") for row in plus_rows}
+    mbpp_rows = [problem_row(row) for row in read_jsonl(problems)]
+    test = [row for row in mbpp_rows if row["split"] == "test"]
+    # MBPP's own rows of MBPP+ tasks are worded otherwise and have other tests.
+    twins = [row | {"family": "mbpp_plus"} for row in mbpp_rows if row["id"] in plus_ids]
+    others = [] if humaneval is None else [humaneval_row(row) for row in read_jsonl(humaneval)]
+    return LeakGuard(test + twins + plus_rows + others)
 
 
 def trace_rows(sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard, dropped: Counter[str]) -> list[Row]:
@@ -117,10 +96,8 @@ def trace_rows(sources: Iterable[Row], problems: Iterable[Row], guard: LeakGuard
     for source in sources:
         task = source["task_id"]
         problem = trainable.get(f"mbpp/{task}")
-        if task in guard.test_ids:
-            dropped["trace: problem in the test split"] += 1
-        elif task in guard.plus_ids:
-            dropped["trace: problem in MBPP+"] += 1
+        if leaked := guard.same_id(f"mbpp/{task}"):
+            dropped[f"trace: same id ({leaked['family']})"] += 1
         elif problem is None:
             in_train = split_of(task) == "train"
             reason = "problem dropped" if in_train else f"problem in the {split_of(task)} split"
@@ -175,17 +152,3 @@ def reference_rows(problems: Iterable[Row]) -> list[Row]:
 
 def _extracted(source: Row, entry_point: str) -> str:
     return extract_code(source.get("response") or "", entry_point).code
-
-
-def normalise_text(text: str) -> str:
-    """Lower case words only: what two copies of one task text share."""
-    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def _normal_assert(statement: str) -> str:
-    return re.sub(r"\s+", "", statement).lower()
-
-
-def _docstring_text(prompt: str) -> str:
-    """The task text of an MBPP+ prompt, which is a docstring with one assertion at its end."""
-    return prompt.strip().strip('"').partition("\nassert ")[0]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.training.benchmarks.rows import data_folder, mbpp_plus_source
 from tests.training.sandboxes import sandbox_or_skip
+from training.benchmarks.leaks import normalise_text
 from training.benchmarks.mbpp import entry_point_of, problem_row, split_of
 from training.jsonl import read_jsonl, write_jsonl
-from training.mbpp import load_mbpp, normalise_text
+from training.mbpp import load_mbpp
 from training.sandbox import Sandbox, program_from_problem
 
 Row = dict[str, Any]
@@ -45,8 +46,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
     rows.append(source(604, tests=["assert f604(5) == 609", "assert f11( 1) ==12"]))
     rows.append(source(605, text="A text that only MBPP+ has."))
     plus = [
-        {"task_id": "Mbpp/512", "prompt": '"""\nReworded.\nassert f(1) == 2\n"""\n'},
-        {"task_id": "Mbpp/602", "prompt": '"""\nA text that only MBPP+ has.\nassert f(1) == 2\n"""\n'},
+        mbpp_plus_source(512, "def f(x): return x\n", [], []) | {"prompt": '"""\nReworded.\nassert f(1) == 2\n"""\n'},
+        mbpp_plus_source(602, "def f(x): return x\n", [], [])
+        | {"prompt": '"""\nA text that only MBPP+ has.\nassert f(1) == 2\n"""\n'},
     ]
     traces = [trace(task) for task in (1, 11, 511, 512, 601, 602, 603, 604, 605, 606)]
     traces += [trace(601), {**trace(606), "code": " "}]
@@ -68,12 +70,13 @@ def test_each_drop_has_its_reason_and_is_counted(files: dict[str, Path]) -> None
         "mbpp/601/big-model-1", "mbpp/606/big-model-1", "mbpp/601/big-model-2", "mbpp/606/big-model-2",
     ]  # fmt: skip
     assert dropped == {
-        "train problem: in MBPP+": 1,
-        "train problem: same text as an evaluation problem": 2,
-        "train problem: same assertion as an evaluation problem": 1,
-        "validation problem: in MBPP+": 1,
-        "trace: problem in the test split": 1,
-        "trace: problem in MBPP+": 2,
+        "train problem: same id (mbpp_plus)": 1,
+        "train problem: same text (mbpp)": 1,
+        "train problem: same text (mbpp_plus)": 1,
+        "train problem: same assertion (mbpp)": 1,
+        "validation problem: same id (mbpp_plus)": 1,
+        "trace: same id (mbpp)": 1,
+        "trace: same id (mbpp_plus)": 2,
         "trace: problem in the prompt split": 1,
         "trace: problem in the validation split": 1,
         "trace: problem dropped": 3,
@@ -159,20 +162,11 @@ def test_entry_points() -> None:
         entry_point_of(["assert g(1)"], code)
 
 
-def data_file(*parts: str) -> Path:
-    given = os.environ.get("STRUCTLOSS_DATA")
-    folder = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
-    path = folder.joinpath(*parts)
-    if not path.is_file():
-        pytest.skip(f"no {'/'.join(parts)}: set STRUCTLOSS_DATA to a folder that has it")
-    return path
-
-
 def test_no_evaluation_task_can_enter_training() -> None:
     """The ids are taken from the files anew, without the loader."""
-    problems_path = data_file("mbpp", "mbpp.jsonl")
-    plus_path = data_file("mbppplus", "MbppPlus.jsonl.gz")
-    traces_path = data_file("traces", "mbpp_gpt_traces.jsonl.gz")
+    problems_path = data_folder("mbpp/mbpp.jsonl") / "mbpp/mbpp.jsonl"
+    plus_path = data_folder("mbppplus/MbppPlus.jsonl.gz") / "mbppplus/MbppPlus.jsonl.gz"
+    traces_path = data_folder("traces/mbpp_gpt_traces.jsonl.gz") / "traces/mbpp_gpt_traces.jsonl.gz"
     with gzip.open(plus_path, "rt") as file:
         plus = {int(json.loads(line)["task_id"].split("/")[1]) for line in file}
     assert len(plus) == 378
@@ -191,8 +185,8 @@ def test_no_evaluation_task_can_enter_training() -> None:
     trained = {int(row["problem_id"].removeprefix("mbpp/")) for row in traces}
     assert trained
     assert trained <= by_split["train"]
-    assert dropped["train problem: in MBPP+"] == 108
-    assert dropped["validation problem: in MBPP+"] == 39
+    assert dropped["train problem: same id (mbpp_plus)"] == 108
+    assert dropped["validation problem: same id (mbpp_plus)"] == 39
     # 602/217, 704/248 and 872/216 share their text; those of them that are in MBPP+ are counted there.
     assert not {602, 704, 872} & by_split["train"]
     assert len(by_split["train"]) + sum(n for reason, n in dropped.items() if reason.startswith("train")) == 374
@@ -209,7 +203,7 @@ def test_reference_solutions_pass_and_broken_ones_do_not(sandbox: Sandbox) -> No
 
     The broken twin returns what an honest mistake might: the result in a list.
     """
-    path = data_file("mbpp", "mbpp.jsonl")
+    path = data_folder("mbpp/mbpp.jsonl") / "mbpp/mbpp.jsonl"
     rows = [row for row in read_jsonl(path) if row["task_id"] % 6 == 0 or row["task_id"] in (367, 596, 927, 82)]
     problems = [problem_row(row) for row in rows]
     right = [program_from_problem(problem, problem["reference"], time_limit_s=20) for problem in problems]
