@@ -40,6 +40,9 @@ class Side:
     needs_program: bool = False
 
 
+_RESULT = Side(needs_program=True)
+
+
 @dataclass(frozen=True)
 class Check:
     """A comparison `compare(*operands)`; `symbol` is for messages."""
@@ -145,4 +148,4 @@ def case_check(case: Case) -> Check:
 
 def result_check(expected: Any, compare: Callable[[Any, Any], bool]) -> Check:
     """The check that `compare(result, expected)` holds for what a call of the entry point returned."""
-    return Check((Side(needs_program=True), Side(value=expected)), "==", compare)
+    return Check((_RESULT, Side(value=expected)), "==", compare)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from training import plain_data
+
 # Bytes of the result's marshalled form above which its digest stands for it.
 LARGE = 1 << 16
 
@@ -33,6 +35,7 @@ def _digest(value):
 """
 
 
-def digest_call(entry_point: str, arguments: list[Any]) -> str:
-    """The expression that calls the entry point and digests what it returns, if that is large."""
+def digest_call(entry_point: str, call: list[Any]) -> str:
+    """The expression that calls the entry point with the encoded arguments and digests what it returns, if large."""
+    arguments = [plain_data.decode(argument) for argument in call]
     return f"_digest({entry_point}(*{arguments!r}))"

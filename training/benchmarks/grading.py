@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from training import plain_data
 from training.assertions import PreparedCall, result_check
 from training.benchmarks import digests
 from training.benchmarks.expected import calls_of, default_cache, expected_of, needs_expected
@@ -43,7 +42,7 @@ class _PreparedTests:
 
 
 class Grader:
-    """Grades with one sandbox; keeps the tests of the last 64 problems ready.
+    """Grades with one sandbox; keeps the tests of the last 600 problems ready.
 
     A call of a plus problem may take `time_floor_s` or `time_factor` times what the reference took, whichever is
     more; all base calls of a program together, and all plus calls, what they may take in sum, at most
@@ -123,7 +122,7 @@ class Grader:
     def _tests(self, problem: Row) -> _PreparedTests:
         if problem["id"] not in self._prepared:
             self._prepared[problem["id"]] = self._prepare(problem)
-            if len(self._prepared) > 64:
+            if len(self._prepared) > 600:
                 self._prepared.popitem(last=False)
         self._prepared.move_to_end(problem["id"])
         return self._prepared[problem["id"]]
@@ -132,10 +131,11 @@ class Grader:
         expected = expected_of(problem, self.sandbox, self.cache)
         calls = []
         for call, output, is_digest in zip(calls_of(problem), expected.outputs, expected.is_digest, strict=True):
-            arguments = [plain_data.decode(argument) for argument in call]
-            check = result_check(output, operator.eq if is_digest else compare_for(problem, arguments))
-            digest = digests.digest_call(problem["entry_point"], arguments)
-            calls.append(PreparedCall(digest if is_digest else call, check))
+            if is_digest:
+                digest = digests.digest_call(problem["entry_point"], call)
+                calls.append(PreparedCall(digest, result_check(output, operator.eq)))
+            else:
+                calls.append(PreparedCall(call, result_check(output, compare_for(problem, call))))
         limits = [max(self.time_floor_s, self.time_factor * seconds) for seconds in expected.seconds]
         setup = digests.SOURCE if any(expected.is_digest) else ""
         return _PreparedTests(calls, limits, setup, len(problem["tests"]["base"]))

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from training import plain_data
 
 Compare = Callable[[Any, Any], bool]
 Row = dict[str, Any]
@@ -43,24 +46,31 @@ def is_not_none_task(problem: Row) -> bool:
     return problem["family"] == "mbpp_plus" and problem["entry_point"] in NOT_NONE_TASKS
 
 
-def compare_for(problem: Row, arguments: list[Any]) -> Compare:
-    """`compare(result, expected)` for one call of a plus problem."""
+def compare_for(problem: Row, call: list[Any]) -> Compare:
+    """`compare(result, expected)` for one call (encoded arguments) of a plus problem."""
     name, atol = problem["entry_point"], problem["tests"]["atol"]
     if problem["family"].startswith("humaneval"):
         if name == "find_zero":
-            return lambda result, _: abs(_polynomial(arguments[0], result)) <= atol
+            (coefficients,) = map(plain_data.decode, call)
+            return lambda result, _: abs(_polynomial(coefficients, result)) <= atol
     elif name in SET_TASKS:
-        return lambda result, expected: set(result) == set(expected) or matches(result, expected, atol, exact=False)
+        return partial(_matches_as_set, atol=atol)
     elif name in _ALSO_RIGHT:
-        also = _ALSO_RIGHT[name]
+        also, arguments = _ALSO_RIGHT[name], [plain_data.decode(argument) for argument in call]
         return lambda result, expected: also(result, arguments, atol) or matches(result, expected, atol)
-    return lambda result, expected: matches(result, expected, atol)
+    return partial(matches, atol=atol)
 
 
-def matches(result: Any, expected: Any, atol: float, *, exact: bool = True) -> bool:
-    """Whether a result equals the expected one, or is near enough; `exact=False` asks only for the latter."""
-    if exact and (result == expected or (result != result and expected != expected)):
-        return True
+def matches(result: Any, expected: Any, atol: float) -> bool:
+    """Whether a result equals the expected one or is near enough."""
+    return result == expected or (result != result and expected != expected) or _is_near(result, expected, atol)
+
+
+def _matches_as_set(result: Any, expected: Any, atol: float) -> bool:
+    return set(result) == set(expected) or _is_near(result, expected, atol)
+
+
+def _is_near(result: Any, expected: Any, atol: float) -> bool:
     if atol == 0 and _is_float(expected):
         atol = FLOAT_TOLERANCE
     return atol != 0 and type(result) is type(expected) and _near(result, expected, atol)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from training import plain_data
 from training.benchmarks.oracles import compare_for, matches
 
 
@@ -48,7 +49,8 @@ def test_tolerances(result: Any, expected: Any, atol: float, right: bool) -> Non
 
 def judged(name: str, arguments: list[Any], result: Any, expected: Any, family: str = "mbpp_plus") -> bool:
     problem = {"entry_point": name, "family": family, "tests": {"atol": 1e-4 if name == "find_zero" else 0}}
-    return bool(compare_for(problem, arguments)(result, expected))
+    call = [plain_data.encode(argument) for argument in arguments]
+    return bool(compare_for(problem, call)(result, expected))
 
 
 def test_sets_ignore_order_and_repetition_in_their_tasks_only() -> None:
