@@ -72,12 +72,12 @@ class Grader:
         self._prepared: OrderedDict[str, _PreparedTests] = OrderedDict()
 
     def grade(self, samples: Iterable[tuple[Row, str]]) -> Iterator[Grade]:
-        """One grade for each pair of problem and code, in order; takes 256 samples at a time.
+        """One grade for each pair of problem and code, in order; takes 64 samples at a time.
 
         Only programs that pass the base tests meet the plus tests, which are many more.
         """
         samples = iter(samples)
-        while chunk := list(islice(samples, 256)):
+        while chunk := list(islice(samples, 64)):
             verdicts = list(self.sandbox.run(self.base_program(problem, code) for problem, code in chunk))
             plus = self.sandbox.run(
                 self.plus_program(problem, code)
