@@ -86,7 +86,7 @@ def make_samples(
     samples = [_sample(problem, "reference", problem["reference"]) for problem in problems]
     samples += _model_solutions(problems, candidates, model, rng)
     for problem in problems:
-        found = list(dict.fromkeys(edits(problem["reference"], problem["entry_point"])))
+        found = list(dict.fromkeys(edits(problem["reference"])))
         samples += [_sample(problem, "single edit", text) for text in rng.sample(found, min(mutants, len(found)))]
     for kind, body in WRAPPERS.items():
         for problem in rng.sample(problems, wrapped):
@@ -116,10 +116,10 @@ def _model_solutions(problems: list[Row], candidates: Iterable[Row], count: int,
     return chosen
 
 
-def edits(source: str, entry_point: str) -> Iterator[str]:
+def edits(source: str) -> Iterator[str]:
     """The source with one operator swapped, one constant changed, one test negated or one statement left out."""
     tree = ast.parse(source)
-    for place, node in enumerate(ast.walk(tree)):
+    for place in range(sum(1 for _ in ast.walk(tree))):
         for change in range(2):
             twin = copy.deepcopy(tree)
             if _change(list(ast.walk(twin))[place], change):
@@ -127,7 +127,6 @@ def edits(source: str, entry_point: str) -> Iterator[str]:
                     yield ast.unparse(ast.fix_missing_locations(twin)) + "\n"
                 except (ValueError, RecursionError):
                     continue
-        del node
 
 
 def _change(node: ast.AST, change: int) -> bool:

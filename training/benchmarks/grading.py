@@ -79,11 +79,12 @@ class Grader:
         samples = iter(samples)
         while chunk := list(islice(samples, 64)):
             verdicts = list(self.sandbox.run(self.base_program(problem, code) for problem, code in chunk))
-            plus = self.sandbox.run(
-                self.plus_program(problem, code)
+            passing = [
+                (problem, code)
                 for (problem, code), verdict in zip(chunk, verdicts, strict=True)
                 if verdict.status == "passed" and has_plus_tests(problem)
-            )
+            ]
+            plus = iter(list(self.sandbox.run(self.plus_program(problem, code) for problem, code in passing)))
             for (problem, _), verdict in zip(chunk, verdicts, strict=True):
                 if not has_plus_tests(problem):
                     yield Grade(verdict.status, None, verdict)

@@ -60,6 +60,14 @@ def test_base_and_plus_verdicts(sandbox: Sandbox, tmp_path: Path) -> None:
     ]
 
 
+def test_many_samples_stay_in_order(sandbox: Sandbox, tmp_path: Path) -> None:
+    problem = mbpp_plus_row(mbpp_plus_source(1000, SQUARE, [[1]], [[3]]))
+    codes = [f"def square(x): return x * x if x < {number % 4} else 0\n" for number in range(150)]
+    found = statuses(Grader(sandbox, cache=tmp_path), *((problem, code) for code in codes))
+    pattern = [("failed", "failed"), ("failed", "failed"), ("passed", "failed"), ("passed", "failed")]
+    assert found == [pattern[number % 4] for number in range(150)]
+
+
 def test_a_call_may_take_a_multiple_of_what_the_reference_takes(sandbox: Sandbox, tmp_path: Path) -> None:
     slow = "from time import perf_counter\ndef f(x):\n    start = perf_counter()\n"
     slow += "    while perf_counter() - start < {}: pass\n    return x\n"
