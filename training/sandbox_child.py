@@ -25,8 +25,8 @@ def run_program(
     text], ["late", i, text], ["done", n]. i = -1 stands for the source itself. The first event that is not a
     value is the last.
 
-    `request["call_limits_s"]`, a limit in seconds for each call, is for honest programs: one that wants to can
-    switch its alarm off, and then meets the limit of the whole run.
+    `request["call_limits_s"]`, a limit in seconds for each call (the source may take five times the longest), is for
+    honest programs: one that wants to can switch its alarm off, and then meets the limit of the whole run.
     """
     dumps, write = json.dumps, os.write
 
@@ -41,6 +41,8 @@ def run_program(
         module = types.ModuleType("program")
         sys.modules["program"] = module
         namespace = module.__dict__
+        if limits:
+            _set_alarm(5 * max(limits))
         _execute(request["source"], "<program>", namespace)
         _execute(request["setup"], "<setup>", namespace)
         for step, call in enumerate(request["calls"]):
@@ -58,7 +60,7 @@ def run_program(
             del result, data
         report("done", len(request["calls"]))
     except _Late:
-        report("late", step, f"longer than {limits[step]:.1f} s")
+        report("late", step, f"longer than {5 * max(limits) if step < 0 else limits[step]:.1f} s")
     except MemoryError:
         report("memory", step, "MemoryError")
     except BaseException as error:

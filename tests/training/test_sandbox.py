@@ -753,14 +753,16 @@ def test_calls_have_limits_of_their_own(sandbox: Sandbox) -> None:
                 program("def f(x): return x\n", [0.5] * 3),
                 program(swallow, [0.2] * 3),
                 program(in_c, [0.2] * 3),
+                program("while True: pass\n", [0.1] * 3),
                 program("def f(x): return x\n", [0.5] * 2),
             ]
         )
     )
-    assert [v.status for v in verdicts] == ["passed", "timeout", "timeout", "sandbox_error"]
+    assert [v.status for v in verdicts] == ["passed", "timeout", "timeout", "timeout", "sandbox_error"]
     assert all(v.seconds < 5 for v in verdicts)
     assert verdicts[1].detail == "call 2: longer than 0.2 s"
-    assert "call_limits_s wants 3 limits, got 2" in verdicts[3].detail
+    assert verdicts[3].detail == "at import: longer than 0.5 s"
+    assert "call_limits_s wants 3 limits, got 2" in verdicts[4].detail
 
 
 def test_a_trusted_program_is_evaluated_apart(sandbox: Sandbox) -> None:
