@@ -759,7 +759,7 @@ def test_calls_have_limits_of_their_own(sandbox: Sandbox) -> None:
         )
     )
     assert [v.status for v in verdicts] == ["passed", "timeout", "timeout", "timeout", "sandbox_error"]
-    assert all(v.seconds < 5 for v in verdicts)
+    assert all(v.seconds < 25 for v in verdicts)  # the limit of the whole run is 30
     assert verdicts[1].detail == "call 2: longer than 0.2 s"
     assert verdicts[3].detail == "at import: longer than 0.5 s"
     assert "call_limits_s wants 3 limits, got 2" in verdicts[4].detail
