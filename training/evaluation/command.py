@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.config import ConfigError
+
+if TYPE_CHECKING:
+    from training.benchmarks import Benchmark
+    from training.evaluation.generation import Sampling
 
 Row = dict[str, Any]
 
@@ -78,18 +82,22 @@ def grade(arguments: argparse.Namespace) -> None:
     """Sample if a model is given, then grade the samples and print the numbers."""
     from training.benchmarks import load_benchmark
     from training.evaluation.compare import samples_stem
+    from training.evaluation.generation import Sampling
     from training.evaluation.verdict_file import Limits, grade_file
 
+    samples, out = arguments.samples, arguments.out
+    if samples is None:
+        if out is None:
+            raise ConfigError("--model wants --out FOLDER, for samples and results")
+        sampling = Sampling(arguments.n, arguments.temperature or 0.0, arguments.max_new_tokens or 1024, arguments.seed)
+    elif not samples.is_file():
+        raise ConfigError(f"--samples: no such file: {samples}")
     benchmark = load_benchmark(arguments.benchmark, arguments.data)
     if arguments.limit:
         del benchmark.problems[arguments.limit :]
-    if arguments.samples:
-        samples = arguments.samples
-        if not samples.is_file():
-            raise ConfigError(f"--samples: no such file: {samples}")
-        out = arguments.out or samples.with_name(f"{samples_stem(samples)}.{benchmark.name}")
-    else:
-        samples, out = sample(arguments, benchmark)
+    if samples is None:
+        samples = sample(arguments, benchmark, sampling)
+    out = out or samples.with_name(f"{samples_stem(samples)}.{benchmark.name}")
     results = grade_file(
         samples,
         benchmark,
@@ -105,24 +113,18 @@ def grade(arguments: argparse.Namespace) -> None:
     print(f"\nverdicts and results: {out}")
 
 
-def sample(arguments: argparse.Namespace, benchmark: Any) -> tuple[Path, Path]:
-    from training.evaluation.generation import Sampling, sample_from_server, sample_locally
+def sample(arguments: argparse.Namespace, benchmark: Benchmark, sampling: Sampling) -> Path:
+    """Sample the model, local or behind a server; returns the samples file."""
+    from training.evaluation.generation import sample_from_server, sample_locally
     from training.evaluation.server import Server
 
-    sampling = Sampling(arguments.n, arguments.temperature or 0.0, arguments.max_new_tokens or 1024, arguments.seed)
-    out = arguments.out
-    if out is None:
-        raise ConfigError("--model wants --out FOLDER, for samples and results")
-    if arguments.server:
-        server = Server(arguments.server, arguments.model, api_key=os.environ.get("OPENAI_API_KEY"))
-        samples = sample_from_server(
-            server, benchmark, out, sampling, prompt_id=arguments.prompt, concurrency=arguments.concurrency
+    out, prompt = arguments.out, arguments.prompt
+    if not arguments.server:
+        return sample_locally(
+            arguments.model, benchmark, out, sampling, prompt_id=prompt, batch_size=arguments.batch_size
         )
-    else:
-        samples = sample_locally(
-            arguments.model, benchmark, out, sampling, prompt_id=arguments.prompt, batch_size=arguments.batch_size
-        )
-    return samples, out
+    server = Server(arguments.server, arguments.model, api_key=os.environ.get("OPENAI_API_KEY"))
+    return sample_from_server(server, benchmark, out, sampling, prompt_id=prompt, concurrency=arguments.concurrency)
 
 
 def _conditions(samples: Path, arguments: argparse.Namespace) -> Row:
