@@ -138,7 +138,7 @@ def _check_beginning(path: Path, verdicts: Path, problems: dict[str, Row]) -> in
     samples = read_samples(path)
     for row in read_jsonl(verdicts):
         sample = next(samples, None)
-        if sample is None or _key(sample, problems) != [row["task_id"], row["sample"], row["digest"]]:
+        if sample is None or key_of(sample, problems) != [row["task_id"], row["sample"], row["digest"]]:
             raise ConfigError(
                 f"{verdicts}, row {done + 1}: the verdict on sample {row['sample']} of {row['task_id']} is not on what "
                 f"{path} holds there; the file has changed: give another folder with --out"
@@ -147,7 +147,8 @@ def _check_beginning(path: Path, verdicts: Path, problems: dict[str, Row]) -> in
     return done
 
 
-def _key(sample: Sample, problems: dict[str, Row]) -> list[Any]:
+def key_of(sample: Sample, problems: dict[str, Row]) -> list[Any]:
+    """What tells a sample from every other: its problem, its index, a digest of its text."""
     digest = hashlib.sha256(f"{sample.kind}{sample.ended}{sample.text}".encode(errors="surrogatepass")).hexdigest()
     return [find_problem(problems, sample.task_id)["id"], sample.index, digest[:16]]
 
@@ -162,7 +163,7 @@ def _rows(
         for sample in samples:
             problem = find_problem(problems, sample.task_id)
             code, cut = program_of(sample, problem, extract=extract)
-            waiting.append((_key(sample, problems), problem, code, cut))
+            waiting.append((key_of(sample, problems), problem, code, cut))
             # The program is whole: what a problem would put in front of it is in it.
             yield problem | {"code_prefix": ""}, code
 

@@ -50,9 +50,7 @@ def walls() -> None:
 
 
 @pytest.mark.usefixtures("walls")
-def test_samples_are_graded_and_compared(
-    tmp_path: Path, named: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_samples_are_graded_and_compared(tmp_path: Path, named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     right = [{"task_id": f"HumanEval/{k}", "completion": body} for k, body in enumerate(BODIES[:5])]
     write_jsonl(tmp_path / "right.jsonl", right)
     wrong = [row | {"completion": "    return None\n"} for row in right]
