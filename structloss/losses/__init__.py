@@ -8,7 +8,8 @@ from structloss.losses.rollouts import surplus_loss
 from structloss.losses.schedule import ramp
 from structloss.losses.structure_aware import StructureAwareLoss, StructureLossOutput
 from structloss.losses.token_weights import relabel_costs, structural_factors, structural_gap, structural_surplus
-from structloss.losses.visits import VisitCache, vocabulary_bytes
+from structloss.losses.visits import VisitCache
+from structloss.trees import vocabulary_bytes
 
 __all__ = [
     "CODE",

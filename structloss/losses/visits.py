@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,53 +11,7 @@ import torch
 
 from structloss.losses.batch import CODE, StructureBatch, first_token_hidden_index
 from structloss.losses.collator import Example
-from structloss.trees import TreeBatch, parse
-
-
-def byte_level_alphabet() -> dict[str, int]:
-    """Character -> byte of byte-level BPE: printable Latin-1 stands for itself, the rest is moved to 256 and up."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = {chr(byte): byte for byte in printable}
-    hidden = [byte for byte in range(256) if byte not in set(printable)]
-    alphabet.update({chr(256 + position): byte for position, byte in enumerate(hidden)})
-    return alphabet
-
-
-def vocabulary_bytes(tokenizer: Any) -> list[bytes]:
-    """The bytes that each token id stands for; special tokens stand for none.
-
-    From the byte lengths of sampled ids the positions of tokens in generated text are exact, where decoding and
-    encoding again need not give the sampled ids back.
-
-    Args:
-        tokenizer: a fast tokenizer of transformers with a byte-level or a byte-fallback decoder.
-
-    Raises:
-        ValueError: a slow tokenizer, or a decoder of another kind.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ValueError("tokenizer: wants a fast tokenizer (one with backend_tokenizer), got a slow one")
-    decoder = json.dumps(json.loads(backend.to_str())["decoder"])
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    special = set(tokenizer.all_special_ids)
-    if '"ByteLevel"' in decoder:
-        alphabet = byte_level_alphabet()
-        return [
-            b"" if i in special or token is None
-            # added tokens stand in the vocabulary as plain text
-            else bytes(alphabet[c] for c in token) if all(c in alphabet for c in token)
-            else token.encode()
-            for i, token in enumerate(tokens)
-        ]  # fmt: skip
-    if '"ByteFallback"' in decoder:
-        return [
-            b"" if i in special or token is None
-            else bytes([int(token[3:5], 16)]) if len(token) == 6 and token.startswith("<0x")
-            else token.replace("\u2581", " ").encode()
-            for i, token in enumerate(tokens)
-        ]  # fmt: skip
-    raise ValueError(f"tokenizer: wants a byte-level or byte-fallback decoder, got {decoder}")
+from structloss.trees import TokenBytes, TreeBatch, parse
 
 
 class VisitCache:
@@ -74,7 +27,7 @@ class VisitCache:
     """
 
     def __init__(self, tokenizer: Any, language: str = "python") -> None:
-        self.vocabulary = vocabulary_bytes(tokenizer)
+        self.token_bytes = TokenBytes.from_tokenizer(tokenizer)
         self.language = language
         self._argmax: dict[str, np.ndarray] = {}
 
@@ -118,7 +71,7 @@ class VisitCache:
                 trees.append(example.tree)
                 tokens.append(example.token_bytes)
             else:
-                source, spans = self._read(stored, example.code_prefix.encode())
+                source, spans = self.token_bytes.read(stored, example.code_prefix.encode())
                 placed = np.full_like(example.token_bytes, -1)
                 placed[code] = spans
                 trees.append(parse(source, self.language))
@@ -132,19 +85,6 @@ class VisitCache:
             student_hidden_index=first_token_hidden_index(student).to(device),
             confidence=confidence.to(device),
         )
-
-    def _read(self, ids: np.ndarray, prefix: bytes) -> tuple[bytes, np.ndarray]:
-        """The source that token ids stand for, after `prefix`, and each token's byte span without white space."""
-        # A head may be padded beyond the vocabulary; its spare rows stand for nothing.
-        pieces = [self.vocabulary[i] if 0 <= i < len(self.vocabulary) else b"" for i in ids]
-        offset = len(prefix)
-        spans = np.full((len(pieces), 2), -1, dtype=np.int64)
-        for position, piece in enumerate(pieces):
-            if text := piece.strip():
-                start = offset + piece.index(text)
-                spans[position] = start, start + len(text)
-            offset += len(piece)
-        return prefix + b"".join(pieces), spans
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Arrays by sample id (for `numpy.savez`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from structloss.losses import vocabulary_bytes
+from structloss.trees import vocabulary_bytes
 from training import text
 from training.config import StudentConfig
 from training.generate import generate
