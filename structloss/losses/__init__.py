@@ -3,6 +3,7 @@
 from structloss.losses.alignment_head import AlignmentHead
 from structloss.losses.batch import CODE, PROMPT, REASONING, StructureBatch, TeacherTopk
 from structloss.losses.collator import Example, StructureCollator, encode_example
+from structloss.losses.own_code import OwnCodeError
 from structloss.losses.pathway import distance_to_right, pathway_loss
 from structloss.losses.rollouts import surplus_loss
 from structloss.losses.schedule import ramp
@@ -17,6 +18,7 @@ __all__ = [
     "REASONING",
     "AlignmentHead",
     "Example",
+    "OwnCodeError",
     "StructureAwareLoss",
     "StructureBatch",
     "StructureCollator",

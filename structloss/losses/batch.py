@@ -42,6 +42,8 @@ class StructureBatch:
         topk: stored teacher log-probabilities for L_kd, or None.
         confidence: (B,) float32: how far the student's tree can be trusted, 1 - its share of broken bytes;
             0 where the student's code is not known and the teacher's tree stands in. Default: from `student`.
+        gap: (B, M) float32 in [0, 1]: how far each teacher node is missing from the student's own code, where that was
+            computed beforehand (`VisitCache`); see `structural_gap`. Before `confidence`, which it wants.
 
     Raises:
         ValueError: shapes that do not fit together, `student` without `student_hidden_index`,
@@ -58,6 +60,7 @@ class StructureBatch:
     passed: torch.Tensor | None = None
     topk: TeacherTopk | None = None
     confidence: torch.Tensor | None = None
+    gap: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.labels.dim() != 2:
@@ -87,6 +90,12 @@ class StructureBatch:
                         f"topk.{name}: wants shape (B, T, k) with (B, T) = {tuple(self.labels.shape)} as the labels, "
                         f"got {tuple(tensor.shape)}"
                     )
+        if self.gap is not None:
+            if self.gap.shape != self.teacher.label.shape:
+                wanted, got = tuple(self.teacher.label.shape), tuple(self.gap.shape)
+                raise ValueError(f"gap: wants one a node of the teacher's trees {wanted}, got {got}")
+            if self.confidence is None:
+                raise ValueError("gap: wants confidence beside it")
         if (self.group_id is None) != (self.passed is None):
             raise ValueError("group_id and passed: the pathway loss needs both, give both or neither")
         for name in ("group_id", "passed", "confidence"):
