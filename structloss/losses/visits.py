@@ -218,6 +218,11 @@ class VisitCache:
             key if key.startswith(known) else VISIT + key: np.asarray(ids, dtype=np.int32) for key, ids in state.items()
         }
 
+    def drain(self) -> None:
+        """Wait for the workers; an error of theirs comes out here at the latest."""
+        if self._workers is not None:
+            self._workers.drain()
+
     def close(self) -> None:
         """End the workers; what was stored can still be attached and saved."""
         if self._workers is not None:

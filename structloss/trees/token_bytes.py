@@ -101,10 +101,17 @@ class TokenBytes:
         :func:`innermost_nodes` and ``TreeBatch.from_trees`` take. A token that holds a part of a character has the
         span of that part.
         """
-        known = np.asarray(ids, dtype=np.int64)
-        last = len(self.pieces) - 1
-        known = np.where((known >= 0) & (known < last), known, last)
+        known = self._known(ids)
         ends = len(prefix) + np.cumsum(self._lengths[known])
         solid = self._solid[known]
         spans = np.where(solid >= 0, solid + (ends - self._lengths[known])[:, None], -1)
         return prefix + b"".join([self.pieces[i] for i in known.tolist()]), spans
+
+    def lengths(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int64 (T,) bytes that each of `ids` stands for."""
+        return self._lengths[self._known(ids)]
+
+    def _known(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        known = np.asarray(ids, dtype=np.int64)
+        last = len(self.pieces) - 1
+        return np.where((known >= 0) & (known < last), known, last)
