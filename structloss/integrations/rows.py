@@ -43,7 +43,9 @@ def has_code(row: Row, language: str = "python") -> bool:
     """Whether `encode_row` finds code in the row: for ``dataset.filter(has_code)``."""
     if "code" in row:
         return bool(row["code"].strip())
-    return fenced_code(_text(row["messages"] if "messages" in row else row["completion"]), language) is not None
+    completion = _text(row["messages"] if "messages" in row else row["completion"])
+    found = fenced_code(completion, language)
+    return found is not None and bool(completion[slice(*found)].strip())
 
 
 def encode_row(row: Row, tokenizer: Any, *, language: str = "python", max_length: int | None = None) -> Example:
@@ -131,9 +133,7 @@ def _segments(row: Row, tokenizer: Any, language: str) -> list[tuple[str, str]]:
 
 
 def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tuple[str, str, str]:
-    if not messages or messages[-1]["role"] != "assistant":
-        raise ValueError("messages: wants a last message whose role is assistant")
-    answer = messages[-1]["content"].strip()
+    answer = _text(messages)
     text = tokenizer.apply_chat_template(list(messages), tokenize=False)
     start = text.rfind(answer)
     if start < 0:
@@ -143,7 +143,11 @@ def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tupl
 
 def _text(completion: Any) -> str:
     """Of a completion that is a text or a list of messages."""
-    return completion if isinstance(completion, str) else completion[-1]["content"].strip()
+    if isinstance(completion, str):
+        return completion
+    if not completion or completion[-1]["role"] != "assistant":
+        raise ValueError("messages: wants a last message whose role is assistant")
+    return completion[-1]["content"].strip()
 
 
 class RowCollator:

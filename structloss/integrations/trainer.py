@@ -106,6 +106,7 @@ class StructureLossMixin:
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of one optimiser step; what they weigh together divides L_token of each."""
+        self.structure_loss.zero_grad()  # the trainer clears the gradients of its model only
         samples = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         batches = samples[0]
         if batches:
