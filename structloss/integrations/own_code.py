@@ -51,15 +51,13 @@ def capture(model: Any, rows: Sequence[Any], visits: VisitCache, collate: Collat
                 attention_mask=inputs["attention_mask"].to(device),
                 use_cache=False,
             )
-            head = made._asdict()
             preferred = linear_cross_entropy(
-                head.pop("hidden")[:, :-1],
-                head.pop("weight"),
+                made.hidden[:, :-1],
+                made.weight,
                 code[:, 1:],
-                linear_bias=head.pop("bias"),
                 reduction="sum",
                 outputs=("argmax",),
-                **head,
+                **made.head,
             ).argmax
             assert preferred is not None
             visits.update(inputs["examples"], torch.cat([torch.full_like(code[:, :1], -1), preferred], dim=1))

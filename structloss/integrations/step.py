@@ -30,9 +30,7 @@ def model_loss(
     made = hidden_and_head(
         model, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
     )
-    head = made._asdict()
-    hidden, weight = head.pop("hidden"), head.pop("weight")
-    return loss(hidden, weight, inputs["structure"], progress=progress, denominator=denominator, **head)
+    return loss(made.hidden, made.weight, inputs["structure"], progress=progress, denominator=denominator, **made.head)
 
 
 def token_weight_sum(loss: StructureAwareLoss, structure: StructureBatch) -> torch.Tensor:
