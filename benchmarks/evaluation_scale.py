@@ -94,18 +94,23 @@ def finish(process: subprocess.Popen[bytes]) -> Row:
     return json.loads(output)
 
 
+def prepare(place: Path, count: int) -> None:
+    """A samples file, and a verdict file in which every sample has passed."""
+    write_jsonl(place / "samples.jsonl", sample_rows(count))
+    problems = by_task_id(benchmark().problems)
+    keys = (key_of(sample, problems) for sample in read_samples(place / "samples.jsonl"))
+    names = ("task_id", "sample", "digest")
+    verdict = {"status": "passed", "detail": "", "seconds": 0.0}
+    write_jsonl(place / "verdicts.jsonl", (dict(zip(names, key, strict=True)) | verdict for key in keys))
+    (place / "isolation.json").write_text("{}")
+
+
 def reading(folder: Path, counts: list[int]) -> list[Row]:
     """Peak memory and time where every verdict is there already."""
     found = []
     for count in counts:
         place = folder / f"reading{count}"
-        write_jsonl(place / "samples.jsonl", sample_rows(count))
-        problems = by_task_id(benchmark().problems)
-        keys = (key_of(sample, problems) for sample in read_samples(place / "samples.jsonl"))
-        names = ("task_id", "sample", "digest")
-        verdict = {"status": "passed", "detail": "", "seconds": 0.0}
-        write_jsonl(place / "verdicts.jsonl", (dict(zip(names, key, strict=True)) | verdict for key in keys))
-        (place / "isolation.json").write_text("{}")
+        prepare(place, count)
         row = finish(start(place)) | {"megabytes": round((place / "samples.jsonl").stat().st_size / 2**20, 1)}
         if (row["samples"], row["pass@1"]) != (count, 1.0):
             raise WrongResult(f"{count} samples came out as {row}")

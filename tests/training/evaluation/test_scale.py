@@ -1,31 +1,29 @@
-"""The study of scale at a tiny size."""
+"""The study of scale: its check sees lost and doubled rows, and what it measures is flat at a small size too."""
 
 from __future__ import annotations
 
-import json
-import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from benchmarks import evaluation_scale
 from benchmarks.timing import WrongResult
-from tests.training.sandboxes import sandbox_or_skip
 from training.jsonl import write_jsonl
 
 
-def test_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with sandbox_or_skip(workers=1):
-        pass
-    words = ["--samples", "3000", "--programs", "24", "--kills", "0", "--out", str(tmp_path / "scale.json")]
-    monkeypatch.setattr(sys, "argv", ["evaluation_scale", *words])
-    assert evaluation_scale.main() == 0
-    result = json.loads((tmp_path / "scale.json").read_text())
-    assert [row["samples"] for row in result["reading"]] == [30, 300, 3000]
-    small, *_, large = (row["peak_mb"] for row in result["reading"])
-    # 2970 more samples are 2.3 MB of text, read twice; the bootstrap over more problems takes some megabytes.
-    assert large < small + 20
-    assert result["killed"]["lost"] == 0
+def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
+    """From the samples file and its verdicts to the results: five times the samples of every problem."""
+    peaks = []
+    for count in (2 * evaluation_scale.PROBLEMS, 10 * evaluation_scale.PROBLEMS):
+        place = tmp_path / str(count)
+        evaluation_scale.prepare(place, count)
+        tracemalloc.start()
+        assert evaluation_scale.grade(place, False)["samples"] == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # 1312 more samples are 1 MB of text. Most of the peak is the bootstrap's, of one size for one number of problems.
+    assert peaks[1] < peaks[0] + 100_000
 
 
 def test_a_lost_or_doubled_row_is_seen(tmp_path: Path) -> None:
