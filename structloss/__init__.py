@@ -5,7 +5,7 @@ beside masked and weighted cross-entropy fused with the LM head.
 
     trees      parse, Tree, TreeBatch
     alignment  tree_edit_distance, align_trees, soft_tree_edit_distance, soft_tree_divergence, mapping_nll, tree_nll
-    LM head    linear_cross_entropy, linear_logprob, linear_topk_kl, hidden_and_head
+    LM head    linear_cross_entropy, linear_logprob, linear_topk_kl, hidden_and_head, check_head
     the loss   StructureAwareLoss, StructureBatch, StructureCollator, encode_example, VisitCache
     reading    explain
     metrics    metrics.syntax_match, metrics.dataflow_match, metrics.tsed, metrics.pass_at_k
@@ -23,7 +23,7 @@ from structloss.losses import (
     VisitCache,
     encode_example,
 )
-from structloss.models import hidden_and_head
+from structloss.models import check_head, hidden_and_head
 from structloss.tree_alignment import (
     TreeAlignment,
     align_trees,
@@ -47,6 +47,7 @@ __all__ = [
     "TreeBatch",
     "VisitCache",
     "align_trees",
+    "check_head",
     "encode_example",
     "explain",
     "has_extension",

@@ -53,7 +53,7 @@ class StudentWithLoss(nn.Module):
         progress: float,
     ) -> StructureLossOutput:
         made = hidden_and_head(self.student, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return self.loss(made.hidden, made.weight, structure, progress=progress, **made.head)
+        return self.loss(made.hidden, made.weight, structure, progress=progress, **made.options)
 
 
 class ExampleDataset(Dataset):

@@ -57,7 +57,7 @@ def capture(model: Any, rows: Sequence[Any], visits: VisitCache, collate: Collat
                 code[:, 1:],
                 reduction="sum",
                 outputs=("argmax",),
-                **made.head,
+                **made.options,
             ).argmax
             assert preferred is not None
             visits.update(inputs["examples"], torch.cat([torch.full_like(code[:, :1], -1), preferred], dim=1))

@@ -30,7 +30,9 @@ def model_loss(
     made = hidden_and_head(
         model, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
     )
-    return loss(made.hidden, made.weight, inputs["structure"], progress=progress, denominator=denominator, **made.head)
+    return loss(
+        made.hidden, made.weight, inputs["structure"], progress=progress, denominator=denominator, **made.options
+    )
 
 
 def token_weight_sum(loss: StructureAwareLoss, structure: StructureBatch) -> torch.Tensor:

@@ -169,7 +169,7 @@ class StructureAwareLoss(nn.Module):
             batch: labels, regions and trees.
             progress: share of training done, in [0, 1].
             softcap, logit_scale: as the model applies them to its logits.
-            lora_a, lora_b, lora_scale: an adapter on the head. `HiddenAndHead.head` holds all six.
+            lora_a, lora_b, lora_scale: an adapter on the head. `HiddenAndHead.options` holds all six.
             denominator: divides the sums of L_token and L_kd; default the sum of region weights in this batch. Under
                 gradient accumulation give the whole step's sum.
             diagnostics: also measure each term's gradient and time, see `Diagnostics`.
