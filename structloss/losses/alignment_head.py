@@ -61,7 +61,22 @@ class AlignmentHead(nn.Module):
         teacher: TreeBatch,
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The loss; `rows` (B,) bool chooses the rows that count."""
+        """The loss; `rows` (B,) bool chooses the rows that count.
+
+        Raises:
+            ValueError: hidden states of another width, or kinds (looked at on a CPU only) that the head does not have.
+        """
+        if hidden.shape[2] != self.kinds.in_features:
+            raise ValueError(
+                f"hidden: has width {hidden.shape[2]}, but the alignment head was made for {self.kinds.in_features}; "
+                "hidden_size wants the model's config.hidden_size"
+            )
+        on_cpu = teacher.kind.device.type == "cpu"  # elsewhere looking at values waits for the device
+        if on_cpu and teacher.kind.numel() and (highest := int(teacher.kind.max())) >= self.num_kinds:
+            raise ValueError(
+                f"teacher: has kind {highest}, but the alignment head was made for {self.num_kinds} kinds; num_kinds "
+                "wants structloss.trees.num_kinds(language) of the trees' language"
+            )
         has_state = student_hidden_index >= 0
         index = student_hidden_index.clamp_min(0).unsqueeze(2).expand(-1, -1, hidden.shape[2])
         logits = self.kinds(hidden.gather(1, index).to(self.kinds.weight.dtype))

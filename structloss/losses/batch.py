@@ -46,7 +46,8 @@ class StructureBatch:
             computed beforehand (`VisitCache`); see `structural_gap`. Before `confidence`, which it wants.
 
     Raises:
-        ValueError: shapes that do not fit together, `student` without `student_hidden_index`,
+        ValueError: shapes or types that do not fit together, regions, nodes or spans that cannot be (looked at on a CPU
+            only), `student` without `student_hidden_index`,
             `group_id` without `passed`.
     """
 
@@ -72,6 +73,10 @@ class StructureBatch:
         rows = self.labels.shape[0]
         for name in ("teacher", "student"):
             trees = getattr(self, name)
+            if not isinstance(trees, TreeBatch) and (trees is not None or name == "teacher"):
+                raise ValueError(
+                    f"{name}: wants a TreeBatch, got {type(trees).__name__}; see TreeBatch.from_trees(trees, tokens)"
+                )
             if trees is not None and len(trees) != rows:
                 raise ValueError(f"{name}: wants one tree a row ({rows}), got {len(trees)}")
         if (self.student is None) != (self.student_hidden_index is None):
@@ -102,6 +107,30 @@ class StructureBatch:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != (rows,):
                 raise ValueError(f"{name}: wants shape ({rows},), got {tuple(value.shape)}")
+        if self.passed is not None and self.passed.dtype != torch.bool:
+            raise ValueError(f"passed: wants torch.bool, got {self.passed.dtype}; passed.bool() of 0 and 1")
+        for name in ("labels", "regions", "token_node"):
+            if getattr(self, name).is_floating_point():
+                raise ValueError(f"{name}: wants integers, got {getattr(self, name).dtype}; use .long()")
+        if self.labels.device.type == "cpu" and self.labels.numel():  # elsewhere looking at values waits for the device
+            self._check_values()
+
+    def _check_values(self) -> None:
+        low, high = (int(value) for value in self.regions.aminmax())
+        if low < PROMPT or high > CODE:
+            raise ValueError(f"regions: wants 0 (prompt), 1 (reasoning) and 2 (code), got values in [{low}, {high}]")
+        highest, nodes = self.token_node.amax(1), self.teacher.sizes
+        if (highest >= nodes).any():
+            row = int((highest >= nodes).nonzero()[0])
+            raise ValueError(
+                f"token_node: row {row} names node {int(highest[row])}, but its teacher tree has {int(nodes[row])} "
+                "nodes; innermost_nodes(tree, token_bytes) makes it"
+            )
+        if (highest >= 0).any() and (self.teacher.token_span < 0).all():
+            raise ValueError(
+                "teacher: no node has a token span, though token_node ties tokens to nodes; make the trees with "
+                "tokens, TreeBatch.from_trees(trees, tokens=[example.token_bytes, ...])"
+            )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> StructureBatch:
         """The same batch on another device."""

@@ -64,14 +64,25 @@ def encode_example(
         code_prefix: the part of the program that stands in the prompt already, such as the signature.
 
     Raises:
-        ValueError: a tokenizer without offsets, an unknown region, an example without code tokens.
-
+        ValueError: a tokenizer without offsets, an unknown region, an example without code tokens, a group without
+            a verdict.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError("tokenizer: wants a fast tokenizer, whose offsets tie tokens to syntax nodes")
+        raise ValueError(
+            "tokenizer: wants a fast tokenizer of transformers, whose offsets tie tokens to syntax nodes, got a "
+            f"{type(tokenizer).__name__} without; load it with use_fast=True"
+        )
+    if group_id >= 0 and passed is None:
+        raise ValueError(
+            f"passed: example {id!r} is in group {group_id} without a verdict, wants True or False; run its tests, or "
+            "leave group_id at -1"
+        )
     bounds: list[int] = []
     kinds: list[int] = []
-    for region, text in segments:
+    for entry in segments:
+        if isinstance(entry, str) or len(entry) != 2:
+            raise ValueError(f"segments: wants (region, text) pairs such as ('code', 'x = 1'), got {entry!r}")
+        region, text = entry
         if region not in REGIONS:
             raise ValueError(f"segments: unknown region {region!r}, wants one of {sorted(REGIONS)}")
         bounds.append((bounds[-1] if bounds else 0) + len(text))
@@ -83,7 +94,10 @@ def encode_example(
     segment = np.searchsorted(np.asarray(bounds), last_character, side="right")
     regions = np.asarray(kinds, dtype=np.int8)[np.minimum(segment, len(kinds) - 1)]
     if not (regions == CODE).any():
-        raise ValueError(f"segments: example {id!r} has no code token")
+        raise ValueError(
+            f"segments: example {id!r} has no code token, wants a ('code', text) segment that is not empty; leave the "
+            "example out where the answer holds no code"
+        )
 
     code_segments = [number for number, kind in enumerate(kinds) if kind == CODE]
     if len(code_segments) != 1:
@@ -119,13 +133,29 @@ class StructureCollator:
         pad_token_id: id to pad with.
         with_groups: give `group_id` and `passed` even where no example of a batch is in a group, as a loss with a
             pathway term wants.
+
+    Raises:
+        ValueError: no padding id; a batch of nothing, or of what `encode_example` did not make.
     """
 
     def __init__(self, pad_token_id: int, *, with_groups: bool = False) -> None:
+        if isinstance(pad_token_id, bool) or not isinstance(pad_token_id, (int, np.integer)):
+            raise ValueError(
+                f"pad_token_id: wants a token id, got {pad_token_id!r}; a tokenizer without a padding token may pad "
+                "with another one (tokenizer.pad_token = tokenizer.eos_token): padding is masked"
+            )
         self.pad_token_id = pad_token_id
         self.with_groups = with_groups
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        if not examples:
+            raise ValueError("examples: wants at least one, got none")
+        for example in examples:
+            if not isinstance(example, Example):
+                raise ValueError(
+                    f"examples: wants what encode_example returns, got a {type(example).__name__}; a Trainer that "
+                    "drops columns needs remove_unused_columns=False"
+                )
         rows, width = len(examples), max(len(example) for example in examples)
         input_ids = np.full((rows, width), self.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros((rows, width), dtype=np.int64)

@@ -178,7 +178,7 @@ class StructureAwareLoss(nn.Module):
             ValueError: hidden states that do not fit the labels; a pathway term without `group_id`; L_kd without
                 `topk`; student trees of another kind vocabulary.
         """
-        self._check(hidden, batch)
+        self._check(hidden, batch, denominator)
         structural = ramp(progress, shape=self.ramp_shape, end=self.ramp_end)
         shifted = self._targets(batch)
         base = region_weights(shifted.regions, reasoning=self.reasoning_weight, code=self.code_weight)
@@ -249,12 +249,19 @@ class StructureAwareLoss(nn.Module):
         argmax = torch.cat([first, preferred[:, :-1]], dim=1)
         return StructureLossOutput(loss, terms, metrics, argmax)
 
-    def _check(self, hidden: torch.Tensor, batch: StructureBatch) -> None:
+    def _check(self, hidden: torch.Tensor, batch: StructureBatch, denominator: torch.Tensor | float | None) -> None:
+        if not isinstance(batch, StructureBatch):
+            raise ValueError(
+                f"batch: wants a StructureBatch, got a {type(batch).__name__}; StructureCollator returns it as "
+                "'structure'"
+            )
         if hidden.dim() != 3 or hidden.shape[:2] != batch.labels.shape:
             raise ValueError(
                 f"hidden: wants (B, T, D) with (B, T) = {tuple(batch.labels.shape)} as the labels, "
                 f"got {tuple(hidden.shape)}"
             )
+        if isinstance(denominator, (int, float)) and not denominator > 0.0:
+            raise ValueError(f"denominator: wants a number > 0, such as the step's tokens, got {denominator}")
         if self.lambda_path > 0.0 and batch.group_id is None:
             raise ValueError("batch.group_id: the pathway term (lambda_path > 0) wants group_id and passed")
         if self.lambda_kd > 0.0 and batch.topk is None:
@@ -310,14 +317,17 @@ class StructureAwareLoss(nn.Module):
         assert batch.student is not None
         assert batch.confidence is not None
         confidence = batch.confidence * shifted.imitated
-        gap = structural_gap(
-            batch.student,
-            batch.teacher,
-            temperature=self.gap_temperature,
-            same_kind=self.same_kind,
-            literal=self.literal,
-            confidence=confidence,
-        )
+        if batch.gap is None:
+            gap = structural_gap(
+                batch.student,
+                batch.teacher,
+                temperature=self.gap_temperature,
+                same_kind=self.same_kind,
+                literal=self.literal,
+                confidence=confidence,
+            )
+        else:
+            gap = batch.gap * confidence.unsqueeze(1)
         nodes = (batch.teacher.sizes * shifted.imitated).sum().clamp_min(1)
         metrics["gap_mean"] = gap.sum() / nodes
         metrics["gap_share"] = (gap > 0.5).sum() / nodes

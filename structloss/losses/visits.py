@@ -17,7 +17,7 @@ from structloss.losses.collator import Example
 from structloss.losses.own_code import GapFunction, OwnCode, OwnCodeReader
 from structloss.losses.token_weights import structural_gap
 from structloss.losses.workers import OwnCodeWorkers
-from structloss.trees import TokenBytes, TreeBatch
+from structloss.trees import TokenBytes, TreeBatch, num_kinds
 
 VISIT, ROLLOUT = "visit:", "rollout:"
 
@@ -53,7 +53,7 @@ class VisitCache:
     Close it after training (`with VisitCache(...) as visits:`, or `close`) where it has workers.
 
     Raises:
-        ValueError: numbers out of range, and see `vocabulary_bytes`.
+        ValueError: numbers out of range, a language that does not exist, and see `vocabulary_bytes`.
         OwnCodeError: any method, where reading failed; names the sample.
     """
 
@@ -69,6 +69,7 @@ class VisitCache:
     ) -> None:
         if workers < 0 or max_ready < 0:
             raise ValueError(f"workers, max_ready: want numbers >= 0, got {workers} and {max_ready}")
+        num_kinds(language)  # an unknown one is refused here, not at the second visit
         self.language = language
         self.token_bytes = TokenBytes.from_tokenizer(tokenizer)
         self.max_ready = max_ready
@@ -95,8 +96,12 @@ class VisitCache:
             argmax: (B, T) int64: at position t the token that the student preferred there, -1 = not known. On a GPU
                 it is fetched without waiting for it where there are workers.
         """
-        if len(examples) != argmax.shape[0]:
-            raise ValueError(f"examples: wants one a row of argmax ({argmax.shape[0]}), got {len(examples)}")
+        longest = max((len(example) for example in examples), default=0)
+        if argmax.dim() != 2 or len(examples) != argmax.shape[0] or argmax.shape[1] < longest:
+            raise ValueError(
+                f"argmax: wants (B, T) of {len(examples)} examples of up to {longest} tokens, got "
+                f"{tuple(argmax.shape)}; give StructureLossOutput.argmax and the collator's own `examples`"
+            )
         fetched = _fetch(argmax)
 
         def code_tokens() -> list[np.ndarray]:
@@ -138,8 +143,20 @@ class VisitCache:
             examples: the B examples that the batch was collated from.
 
         Raises:
-            ValueError: an id that stood for another sample at its last visit.
+            ValueError: other examples than the batch's, code in another language, an id that stood for another
+                sample at its last visit.
         """
+        if len(examples) != len(batch):
+            raise ValueError(
+                f"examples: wants the {len(batch)} that the batch was collated from, got {len(examples)}; the collator "
+                "returns them beside the batch"
+            )
+        for example in examples:
+            if example.tree.language != self.language:
+                raise ValueError(
+                    f"examples: {example.id!r} is {example.tree.language}, but this cache reads {self.language}; use "
+                    f"VisitCache(tokenizer, {example.tree.language!r}) for it"
+                )
         visits, rollouts = self._take(VISIT, examples), self._take(ROLLOUT, examples)
         trees, tokens = [], []
         for example, own in zip(examples, visits, strict=True):
