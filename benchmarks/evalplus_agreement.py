@@ -126,7 +126,7 @@ def grade_ours(problems: list[Row], samples: list[Row], folder: Path, options: a
     path = folder / "ours.jsonl"
     done = {row["id"]: row for row in read_jsonl(path, tolerate_cut_end=True)} if path.is_file() else {}
     todo = [sample for sample in samples if sample["id"] not in done]
-    with Sandbox(workers=options.workers, memory_mb=MEMORY_MB, retry_timeouts=True) as sandbox:
+    with Sandbox(workers=options.workers, memory_mb=MEMORY_MB) as sandbox:
         grader = Grader(sandbox, cache=options.work / "expected")
         prepare(problems, sandbox, grader.cache)
         grades = grader.grade((by_task[sample["task_id"]], sample["solution"]) for sample in todo)
@@ -220,7 +220,7 @@ def throughput(name: str, options: argparse.Namespace) -> Row:
         prepare(problems, sandbox, cache)
     for samples in (once, thrice):
         started = time.monotonic()
-        with Sandbox(workers=options.workers, memory_mb=MEMORY_MB, retry_timeouts=True) as sandbox:
+        with Sandbox(workers=options.workers, memory_mb=MEMORY_MB) as sandbox:
             pairs = ((by_task[sample["task_id"]], sample["solution"]) for sample in samples)
             statuses = Counter(grade.verdict.status for grade in Grader(sandbox, cache=cache).grade(pairs))
             isolation = sandbox.isolation

@@ -43,7 +43,7 @@ def main() -> int:
 def score(name: str, data: Path, cache: Path | None, workers: int) -> dict[str, Any]:
     """How many references of a set pass, with the others by name, and the seconds of both stages."""
     benchmark = load_benchmark(name, data)
-    with Sandbox(workers=workers, memory_mb=4096, retry_timeouts=True) as sandbox:
+    with Sandbox(workers=workers, memory_mb=4096) as sandbox:
         grader = Grader(sandbox, cache=cache, time_limit_s=20)
         started = time.monotonic()
         prepare(benchmark.problems, sandbox, grader.cache)

@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   python -m training train training/recipes/kata.yaml --arm cross_entropy train.tokens=200000
   python -m training evaluate --samples samples.jsonl --benchmark humaneval_plus --data DATA
   python -m training evaluate --compare runs/a/arms/cross_entropy runs/a/arms/structure_aware
+  python -m training doctor                                                  may model-written code be run here?
   python -m training report runs/kata-seed0 runs/kata-seed1 --out runs/seeds.json
 
 A verb that was stopped continues where it was when it is called again with the same recipe and overrides.
@@ -29,6 +30,9 @@ VERBS = {
     "evaluate": "evaluate trained arms and baselines on the test splits; or samples, or any model, on a benchmark",
     "distill": "all stages: data, verify, train, evaluate, report",
 }
+
+
+DOCTOR = "which walls around model-written code really hold here, and what they cost"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
             verb.add_argument("--arm", action="append", help="only this arm (may be given more than once)")
         if name == "evaluate":
             command.add_options(verb)
+    verbs.add_parser("doctor", help=DOCTOR, description=f"Probe this machine: {DOCTOR}. Exit status 1 where not.")
     report = verbs.add_parser("report", help="write the report of a run, or one table over several runs")
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
     report.add_argument("--out", type=Path, help="with several runs: where the table goes (JSON, and HTML beside it)")
@@ -60,6 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(arguments: argparse.Namespace) -> None:
     # The stages import torch and transformers; --help and a faulty recipe should not wait for them.
+    if arguments.verb == "doctor":
+        from training.doctor import examine
+
+        sys.exit(examine())
     if arguments.verb == "report":
         from training import report
         from training.runs import RunFolder

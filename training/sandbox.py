@@ -24,7 +24,7 @@ from typing import Any
 
 from training import plain_data
 from training.assertions import Case, Check, PreparedCall, Side, case_check, clean_prelude, split_assert
-from training.sandbox_worker import Worker, WorkerDied, readable
+from training.sandbox_worker import Worker, WorkerDied, packages_for_programs, readable
 from training.verdicts import Status, Verdict, judge, read_events
 
 __all__ = ["Program", "Sandbox", "SandboxUnavailable", "Verdict", "program_from_problem"]
@@ -84,10 +84,13 @@ class _Job:
 class Sandbox:
     """A pool of worker processes that run programs behind namespaces, without privileges, within limits.
 
-    memory_mb: address space of a program's process. output_bytes, result_bytes: what it may print and return.
+    memory_mb: address space that a program's process may add to what Python takes. output_bytes, result_bytes: what it
+    may print and return. packages: names of installed packages that programs may import, such as "numpy"; they are
+    loaded once and cost a run nothing.
     retry_timeouts: a program that ran out of time runs once more, while nothing else runs, before it counts.
-    unsafe: run even where walls are missing. `isolation`: which walls were *probed* from inside and hold.
-    Raises SandboxUnavailable on entry if one does not and `unsafe` is not set, or if this is not Linux.
+    unsafe: run even where walls are missing. `isolation`: which walls were *probed* from inside and hold; `hardening`:
+    the same of what stands behind them where the system has it (seccomp, landlock, cgroup).
+    Raises SandboxUnavailable on entry if a wall does not hold and `unsafe` is not set, or if this is not Linux.
     """
 
     def __init__(
@@ -97,7 +100,8 @@ class Sandbox:
         memory_mb: int = 512,
         output_bytes: int = 1 << 20,
         result_bytes: int = 4 << 20,
-        retry_timeouts: bool = False,
+        packages: Sequence[str] = (),
+        retry_timeouts: bool = True,
         unsafe: bool = False,
     ) -> None:
         if workers is None:
@@ -113,6 +117,8 @@ class Sandbox:
         self.retry_timeouts = retry_timeouts
         self.unsafe = unsafe
         self.isolation: dict[str, bool] = {}
+        self.hardening: dict[str, bool] = {}
+        self._packages = packages_for_programs(packages)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._pool: list[Worker] = []
         self._oracle: Worker | None = None
@@ -127,7 +133,10 @@ class Sandbox:
         os.chmod(self._folder.name, 0o755)
         try:
             self._pool = [self._start_worker() for _ in range(self.workers)]
-            self.isolation = self._probe()
+            probed = self._probe()
+            self.hardening = {layer: probed.pop(layer) for layer in ("seccomp", "landlock")}
+            self.hardening["cgroup"] = bool(self._pool[0].cgroups)
+            self.isolation = probed
             missing = [layer for layer, holds in self.isolation.items() if not holds]
             if missing and not self.unsafe:
                 reasons = "; ".join(self._pool[0].problems) or "no reason given by the system"
@@ -262,7 +271,7 @@ class Sandbox:
     def _start_worker(self) -> Worker:
         assert self._folder is not None
         try:
-            return Worker(self._folder.name)
+            return Worker(self._folder.name, self._packages, self.memory_mb)
         except WorkerDied:
             raise SandboxUnavailable("a sandbox worker did not start") from None
 
@@ -407,11 +416,15 @@ def memory():
 
 def probe():
     return {
-        "network": refused(lambda: socket.create_connection(("127.0.0.1", PORT), 1)),
+        # Landlock, too, refuses the first, but not a datagram: that takes a network without a way out.
+        "network": refused(lambda: socket.create_connection(("127.0.0.1", PORT), 1))
+        and refused(lambda: socket.socket(type=socket.SOCK_DGRAM).connect(("127.0.0.1", PORT))),
         "files": not os.path.exists(CANARY) and refused(lambda: open(os.__file__ + ".new", "w")),
         "processes": os.getpid() < 10 and refused(lambda: os.kill(PARENT, 0)),
         "ipc": SEGMENT < 0 or libc.shmat(SEGMENT, None, 0) == -1,
         "privileges": os.getuid() != 0 and libc.unshare(0x40000000) != 0 and libc.prctl(39, 0, 0, 0, 0) == 1,
         "limits": memory() and resource.getrlimit(resource.RLIMIT_NPROC)[1] <= 32,
+        "seccomp": libc.prctl(21, 0, 0, 0, 0) == 2 and refused(lambda: socket.socket(socket.AF_NETLINK)),
+        "landlock": refused(lambda: open("/dev/zero", "wb")),
     }
 """

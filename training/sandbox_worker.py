@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import select
@@ -9,38 +10,65 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.sandbox_cgroup import remove
+
 _ZYGOTE = Path(__file__).with_name("sandbox_zygote.py")
 _GRACE_S = 15.0
+_CGROUP_SPARE_MB = 192  # the zygote, a supervisor, the private /tmp
 
 
 class WorkerDied(Exception):
     """The worker process ended, fell silent or lost step."""
 
 
-class Worker:
-    """The pipes to one zygote process."""
+def packages_for_programs(names: Sequence[str]) -> dict[str, list[str]]:
+    """Where the packages lie: `path` for imports, `folders` that a program may read.
 
-    def __init__(self, folder: str) -> None:
+    Raises ValueError for one that is not installed.
+    """
+    folders, path = [], []
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"packages: {name!r} is not an installed package; pip install it, or leave it out")
+        for location in map(Path, spec.submodule_search_locations):
+            path.append(str(location.parent))
+            folders += [str(p) for p in (location, location.with_name(f"{name}.libs")) if p.is_dir()]
+    return {"names": list(names), "folders": folders, "path": sorted(set(path))}
+
+
+class Worker:
+    """The pipes to one zygote process.
+
+    packages: from `packages_for_programs`. memory_mb: of a program; all processes of a run together get a little more.
+    """
+
+    def __init__(self, folder: str, packages: Mapping[str, list[str]], memory_mb: int) -> None:
+        settings = {"packages": packages, "cgroup_bytes": (memory_mb + _CGROUP_SPARE_MB) << 20}
+        self.cgroups: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-s", "-S", str(_ZYGOTE)],
+            [sys.executable, "-s", "-S", str(_ZYGOTE), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
-            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+            # A library's threads would not survive the fork.
+            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             bufsize=0,
             start_new_session=True,
         )
         self.deadline = time.monotonic() + _GRACE_S
         try:
-            self.problems: list[str] = json.loads(self._read_frame())["problems"]
+            hello = json.loads(self._read_frame())
         except WorkerDied:
             self.close()
             raise
+        self.problems: list[str] = hello["problems"]
+        self.cgroups = hello["cgroups"]
 
     def send(self, request: Mapping[str, Any]) -> None:
         self.deadline = time.monotonic() + request["time_limit_s"] + _GRACE_S
@@ -90,6 +118,7 @@ class Worker:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+        remove(self.cgroups)
 
 
 def readable(workers: Iterable[Worker], timeout_s: float) -> list[Worker]:

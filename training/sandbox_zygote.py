@@ -7,10 +7,10 @@
           supervisor                PID 1 of one run: fresh network, IPC, host name and /tmp
             program                 no capabilities, resource limits, one pipe to the zygote
 
-Run as `python -s -S sandbox_zygote.py` with an empty environment but for PYTHONHASHSEED (`-I` would ignore
-it, and set order would make verdicts random). Frames on stdin and stdout are a 4-byte little-endian length
-and JSON. The zygote never parses what a program wrote. It never sees an expected value, so there is none to
-find in its memory.
+Run as `python -s -S sandbox_zygote.py SETTINGS` with an empty environment but for PYTHONHASHSEED (`-I` would
+ignore it, and set order would make verdicts random) and numbers of threads; SETTINGS is JSON. Frames on stdin and
+stdout are a 4-byte little-endian length and JSON. The zygote never parses what a program wrote. It never sees an
+expected value, so there is none to find in its memory.
 """
 
 # ruff: noqa: E402 (the path must be clean before anything is imported)
@@ -45,12 +45,14 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _NOBODY = 65534
 _TMP_BYTES = 16 << 20
+_PROCESSES = 32
 
 # Imported once here, so that every forked program finds them loaded.
 _PRELOAD = """bisect cmath collections copy datetime decimal fractions functools heapq itertools math operator
 random re statistics string time typing"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_MAPPED = 0  # bytes of address space before any program; set once by main
 
 
 def _call(name: str, *arguments: int | bytes | None) -> None:
@@ -73,12 +75,19 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
 
 
 class _Walls:
-    """`problems`: what could not be built; `tree`: files are walled; `pid_namespace`: a descriptor of it."""
+    """`problems`: what could not be built; `tree`: files are walled; `pid_namespace`: a descriptor of it.
+
+    `readable`: where Python and the packages lie. `restrict`: the system call filter and the landlock domain, what the
+    kernel has of them. `cgroup`: counts what all processes of a run use together, or None.
+    """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.tree = False
         self.pid_namespace: int | None = None
+        self.readable: list[str] = []
+        self.restrict: Any = None
+        self.cgroup: Any = None
 
     def attempt(self, name: str, function: Callable[..., None], *arguments: Any) -> bool:
         try:
@@ -89,15 +98,19 @@ class _Walls:
         return True
 
 
-def _build_walls(scratch: str) -> _Walls:
+def _build_walls(scratch: str, settings: _Json) -> _Walls:
     """Puts this process behind its walls and goes on in a child that is PID 1 there. The order matters."""
     walls = _Walls()
+    walls.restrict = _load("sandbox_filters")
+    with contextlib.suppress(OSError):
+        walls.cgroup = _load("sandbox_cgroup").Cgroup(settings["cgroup_bytes"], _PROCESSES + 8)
+    walls.readable = _python_paths(settings["packages"])
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     root = os.geteuid() == 0
     if not root:
         walls.attempt("user namespace", _enter_user_namespace, proc)
     if walls.attempt("mount namespace", _call, "unshare", _NEWNS):
-        walls.tree = walls.attempt("own file tree", _build_file_tree, scratch)
+        walls.tree = walls.attempt("own file tree", _build_file_tree, scratch, walls.readable)
     if root:
         # The tree was built with root's rights; from here on nobody has any.
         os.setgroups([])
@@ -147,10 +160,8 @@ def _enter_user_namespace(proc: int) -> None:
     _write_at(proc, "self/gid_map", f"1000 {group} 1")
 
 
-def _build_file_tree(scratch: str) -> None:
-    """Replaces the root by a read-only tmpfs: the standard library, shared libraries, three devices."""
-    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
-    _mount("tmpfs", scratch, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+def _python_paths(packages: _Json) -> list[str]:
+    """The standard library, shared libraries, and the folders of the packages."""
     library = os.path.dirname(os.__file__)
     shared = [
         os.path.join(sys.base_prefix, "lib"),
@@ -160,8 +171,15 @@ def _build_file_tree(scratch: str) -> None:
         "/usr/lib64",
         "/etc/ld.so.cache",
     ]
-    wanted = [library, *(path for path in sys.path if os.path.isdir(path)), *shared]
-    for path in sorted(set(wanted), key=len):
+    path = [path for path in sys.path if os.path.isdir(path) and path not in packages["path"]]
+    return sorted({library, *path, *shared, *packages["folders"]}, key=len)
+
+
+def _build_file_tree(scratch: str, wanted: list[str]) -> None:
+    """Replaces the root by a read-only tmpfs: what is `wanted`, and three devices."""
+    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+    _mount("tmpfs", scratch, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    for path in wanted:
         inside = scratch + path
         if os.path.lexists(inside) or not os.path.lexists(path):
             continue
@@ -201,6 +219,7 @@ def _bind_read_only(source: str, target: str) -> None:
 
 def _run_one(request: _Json, harness: _Harness, walls: _Walls, lifeline: int) -> tuple[_Json, bytes]:
     """Forks the program, watches it, kills what is left of it. Returns the header and the result bytes."""
+    killed_before = walls.cgroup.killed() if walls.cgroup is not None else 0
     result_read, result_write = os.pipe()
     output_read, output_write = os.pipe()
     status_read, status_write = os.pipe()
@@ -237,6 +256,7 @@ def _run_one(request: _Json, harness: _Harness, walls: _Walls, lifeline: int) ->
         "status": json.loads(status) if status.endswith(b"}") else None,
         "seconds": seconds,
         "output": watch.taken[output_read][:2000].decode("utf-8", "replace"),
+        "out_of_memory": walls.cgroup is not None and walls.cgroup.killed() > killed_before,
     }
     return header, bytes(watch.taken[result_read])
 
@@ -346,6 +366,10 @@ def _become_program(request: _Json, harness: _Harness, walls: _Walls, result: in
     os.closerange(channel + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     _set_limits(request)
     _drop_privileges()
+    with contextlib.suppress(OSError):
+        walls.restrict.restrict_files([*walls.readable, "/dev"], ["/tmp", "/dev/null"])
+    with contextlib.suppress(OSError):
+        walls.restrict.restrict_system_calls()
     run_program, encode, decode = harness
     run_program(request, channel, encode, decode)
     with contextlib.suppress(BaseException):
@@ -354,14 +378,14 @@ def _become_program(request: _Json, harness: _Harness, walls: _Walls, result: in
 
 
 def _set_limits(request: _Json) -> None:
-    memory = request["memory_mb"] << 20
+    memory = _MAPPED + (request["memory_mb"] << 20)
     seconds = int(request["time_limit_s"]) + 1
     limits = {
         "RLIMIT_AS": (memory, memory),
         "RLIMIT_CPU": (seconds, seconds + 1),
         "RLIMIT_FSIZE": (_TMP_BYTES, _TMP_BYTES),
         "RLIMIT_NOFILE": (64, 64),
-        "RLIMIT_NPROC": (32, 32),
+        "RLIMIT_NPROC": (_PROCESSES, _PROCESSES),
         "RLIMIT_CORE": (0, 0),
         "RLIMIT_MEMLOCK": (0, 0),
         "RLIMIT_MSGQUEUE": (0, 0),
@@ -411,7 +435,16 @@ def _load(name: str) -> Any:
     return module
 
 
+def _mapped_bytes() -> int:
+    """Address space of this process, which a program shares from its first moment."""
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+    return 0
+
+
 def main() -> None:
+    global _MAPPED
+    settings = json.loads(sys.argv[1])
     requests, replies = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -420,12 +453,17 @@ def main() -> None:
     sys.dont_write_bytecode = True
     plain_data, child = _load("plain_data"), _load("sandbox_child")
     harness: _Harness = (child.run_program, plain_data.encode, plain_data.decode)
-    for name in _PRELOAD.split():
+    sys.path += settings["packages"]["path"]
+    for name in [*_PRELOAD.split(), *settings["packages"]["names"]]:
         importlib.import_module(name)
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.pop(name, None)
+    _MAPPED = _mapped_bytes()
     gc.collect()
     gc.freeze()  # a collection in a program would otherwise touch, and so copy, every page
-    walls = _build_walls(os.getcwd())
-    _write_frame(replies, json.dumps({"problems": walls.problems}).encode())
+    walls = _build_walls(os.getcwd(), settings)
+    hello = {"problems": walls.problems, "cgroups": walls.cgroup.folders if walls.cgroup is not None else []}
+    _write_frame(replies, json.dumps(hello).encode())
     while True:
         header, result = _run_one(_read_frame(requests), harness, walls, requests)
         _write_frame(replies, json.dumps(header).encode())

@@ -76,6 +76,8 @@ def judge(program_id: str, checks: list[Check], calls: int, header: Mapping[str,
         return finish("failed", wrong)
     if trouble is None:
         return finish("passed", "")
+    if header["out_of_memory"]:
+        return finish("memory", "its processes together used more than the run may")
     if trouble[1] == "ended before its tests were done":
         return finish(*_abnormal_end(None if status is None else status["code"]))
     return finish(*trouble)

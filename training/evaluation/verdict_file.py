@@ -103,7 +103,7 @@ def grade_file(
         total = found.samples.total()
         if done < total:
             with Sandbox(
-                workers=limits.workers, memory_mb=limits.memory_mb, retry_timeouts=True, unsafe=limits.unsafe
+                workers=limits.workers, memory_mb=limits.memory_mb, packages=("numpy",), unsafe=limits.unsafe
             ) as sandbox:
                 _same_isolation(out / "isolation.json", sandbox.isolation)
                 grader = Grader(sandbox, cache=cache, time_limit_s=limits.time_limit_s)

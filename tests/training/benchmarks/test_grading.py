@@ -23,7 +23,7 @@ SQUARE = "def square(x):\n    return x * x\n"
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with sandbox_or_skip(workers=2, memory_mb=4096, retry_timeouts=True) as opened:
+    with sandbox_or_skip(workers=2, memory_mb=4096) as opened:
         yield opened
 
 
