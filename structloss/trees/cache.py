@@ -6,13 +6,16 @@ import json
 import os
 import tempfile
 import warnings
+from functools import cache
 from hashlib import blake2b
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from .kinds import language_rules
 from .syntax_tree import Tree, as_bytes, parse
+from .walk import installed_grammar
 
 _FORMAT = b"structloss tree 1\n"
 _DIGEST = 16
@@ -21,12 +24,11 @@ _DIGEST = 16
 class TreeCache:
     """A folder of parsed trees.
 
-    An entry is a file, named by a hash of the source, the language, the version of its kinds and that of the format: a
-    new release of the vocabulary never meets an old tree. Files are written beside their place and moved there, so
-    several processes may share the folder, and one that is killed leaves no half of an entry under its name. A damaged
-    entry is parsed again, with a warning. Nothing is ever removed: delete the folder.
-
-    The grammar's own release is no part of the name: empty the folder after upgrading a tree-sitter grammar.
+    An entry is a file, named by a hash of the source, the language, the version of its kinds, the releases of
+    tree-sitter and of the grammar, and the version of the format: what an upgrade reads otherwise never meets an old
+    tree. Files are written beside their place and moved there, so several processes may share the folder, and one that
+    is killed leaves no half of an entry under its name. A damaged entry is parsed again, with a warning. Nothing is
+    ever removed: delete the folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -37,7 +39,8 @@ class TreeCache:
         """:func:`structloss.parse`, from the folder where it has the tree; arguments and errors are the same."""
         raw = as_bytes(source)
         version = language_rules(language).version
-        name = blake2b(b"\0".join([_FORMAT, language.encode(), version.encode(), raw]), digest_size=16).hexdigest()
+        about = [language, version, _releases(language)]
+        name = blake2b(b"\0".join([_FORMAT, *map(str.encode, about), raw]), digest_size=16).hexdigest()
         path = self.folder / name[:2] / name
         try:
             entry = path.read_bytes()
@@ -51,6 +54,13 @@ class TreeCache:
         tree = parse(raw, language)
         _write(path, _pack(tree))
         return tree
+
+
+@cache
+def _releases(language: str) -> str:
+    """Of what reads `language`; raises ImportError where its grammar is not installed."""
+    installed_grammar(language)
+    return " ".join(metadata.version(package) for package in ("tree-sitter", f"tree-sitter-{language}"))
 
 
 def _pack(tree: Tree) -> bytes:

@@ -9,6 +9,7 @@ import random
 import signal
 import warnings
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,17 @@ def test_language_and_versions_are_in_the_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(cache_module, "_FORMAT", b"structloss tree 2\n")
     cache.parse("x")
     assert len(entries(tmp_path)) == len(LANGUAGES) + 2
+
+
+def test_releases_of_parser_and_grammar_are_in_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = TreeCache(tmp_path)
+    installed = {name: metadata.version(name) for name in ("tree-sitter", "tree-sitter-python", "tree-sitter-java")}
+    for upgraded in (None, "tree-sitter-java", "tree-sitter-python", "tree-sitter"):
+        monkeypatch.setattr(metadata, "version", {**installed, upgraded: "99"}.__getitem__)
+        cache_module._releases.cache_clear()
+        cache.parse("x")
+    cache_module._releases.cache_clear()
+    assert len(entries(tmp_path)) == 3
 
 
 def test_damaged_entries_are_parsed_again(tmp_path: Path) -> None:
