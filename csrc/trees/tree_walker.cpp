@@ -227,12 +227,11 @@ class TreeWalker {
 
   private:
     using Span = std::pair<int64_t, int64_t>;
-    static constexpr Span unread{0, std::numeric_limits<int64_t>::max()};
 
     struct OpenNode {
         Rule rule;
-        py::object node;  // only where the span is unread
-        Span span;
+        py::object node;  // where transparent
+        Span span;        // where not
         int64_t leftmost;
         size_t first_root;
         const std::vector<Rule>* rules;  // of its children
@@ -260,7 +259,7 @@ class TreeWalker {
                     if (walker_.down_(cursor)) continue;
                     close();
                 }
-                // Behind the end of its parent a node has no siblings but such of zero width.
+                // At the end of the parent nothing follows but nodes of zero width.
                 on_child = end_ < open_.back().span.second && walker_.right_(cursor);
             }
         }
@@ -271,9 +270,10 @@ class TreeWalker {
             const size_t id = walker_.grammar_id(node);
             const Rule rule = (*open_.back().rules)[id];
             if (rule.mode == Mode::dropped) return false;
-            // A transparent node seldom stays. Below one of zero width nothing does.
+            // A transparent node seldom stays, so its span is read late. Below one of zero width nothing
+            // stays.
             if (rule.mode == Mode::transparent) {
-                open(id, rule, std::move(node), unread);
+                open(id, rule, std::move(node), {0, std::numeric_limits<int64_t>::max()});
                 return true;
             }
             const Span span = walker_.span(node);
@@ -300,14 +300,14 @@ class TreeWalker {
             open_.pop_back();
             const auto [kind, mode] = node.rule;
             const size_t kept = roots_.size() - node.first_root;
-            if (node.span != unread) end_ = node.span.second;
+            if (mode != Mode::transparent) end_ = node.span.second;
             if (mode == Mode::transparent ? kept < 2 : mode == Mode::root && kept == 0 && kind != error_kind)
                 return;
             const int64_t here = size();
             for (size_t i = node.first_root; i < roots_.size(); ++i) rows_[first_ + roots_[i]].parent = here;
             roots_.resize(node.first_root);
             roots_.push_back(here);
-            const Span span = node.span == unread ? walker_.span(node.node) : node.span;
+            const Span span = mode == Mode::transparent ? walker_.span(node.node) : node.span;
             int64_t label = walker_.kind_labels_[kind];
             if (mode == Mode::string)
                 label = walker_.prefix_labels_[string_prefix(text_of(span))];

@@ -142,6 +142,7 @@ def parse_padded(
 
     Returns the columns of the trees (B, N), padded with `pad`, their sizes (B,) and their error shares.
     """
+    language_rules(language)  # an error that names the languages, also for what has no hash
     grammar = installed_grammar(language)
     if grammar.walker is None:
         return None

@@ -207,6 +207,8 @@ def test_from_sources_takes_any_iterable_and_names_what_is_no_source() -> None:
         TreeBatch.from_sources(["x", 3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="language: got 'cobol'"):
         TreeBatch.from_sources(["x"], "cobol")
+    with pytest.raises(ValueError, match=r"language: got \['java'\]"):
+        TreeBatch.from_sources(["x"], ["java"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tokens: got 1 arrays for 2 trees"):
         TreeBatch.from_sources(["x", "y"], tokens=[None])
     with pytest.raises(ValueError, match=r"tokens\[1\]: token_spans: token 1 ends before token 0"):
