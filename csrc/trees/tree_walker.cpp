@@ -162,8 +162,11 @@ class TextLabels {
     std::vector<Slot> slots_ = std::vector<Slot>(16);
 };
 
+// Narrow, so that a batch of them leaves room in the cache for the parser.
 struct Row {
-    int64_t label, kind, parent, leftmost, start, end;
+    int64_t label;
+    int32_t kind, parent, leftmost;
+    uint32_t start, end;  // what tree-sitter counts with
 };
 
 // (sizes (B,), then (B, N): label, kind, parent, leftmost, and byte spans (B, N, 2)), padded with `pad`.
@@ -176,18 +179,20 @@ py::tuple padded(const std::vector<Row>& rows, const std::vector<int64_t>& sizes
     int64_t *to_label = label.mutable_data(), *to_kind = kind.mutable_data(),
             *to_parent = parent.mutable_data(), *to_leftmost = leftmost.mutable_data(),
             *to_span = span.mutable_data();
-    const Row padding{pad, pad, pad, pad, pad, pad};
     const Row* row = rows.data();
-    for (const int64_t size : sizes)
-        for (int64_t node = 0; node < most; ++node) {
-            const Row& from = node < size ? *row++ : padding;
-            *to_label++ = from.label;
-            *to_kind++ = from.kind;
-            *to_parent++ = from.parent;
-            *to_leftmost++ = from.leftmost;
-            *to_span++ = from.start;
-            *to_span++ = from.end;
+    for (const int64_t size : sizes) {
+        for (const Row* last = row + size; row != last; ++row) {
+            *to_label++ = row->label;
+            *to_kind++ = row->kind;
+            *to_parent++ = row->parent;
+            *to_leftmost++ = row->leftmost;
+            *to_span++ = row->start;
+            *to_span++ = row->end;
         }
+        for (auto* to : {&to_label, &to_kind, &to_parent, &to_leftmost})
+            *to = std::fill_n(*to, most - size, pad);
+        to_span = std::fill_n(to_span, 2 * (most - size), pad);
+    }
     return py::make_tuple(py::array_t<int64_t>(trees, sizes.data()), label, kind, parent, leftmost, span);
 }
 
@@ -304,7 +309,8 @@ class TreeWalker {
             if (mode == Mode::transparent ? kept < 2 : mode == Mode::root && kept == 0 && kind != error_kind)
                 return;
             const int64_t here = size();
-            for (size_t i = node.first_root; i < roots_.size(); ++i) rows_[first_ + roots_[i]].parent = here;
+            for (size_t i = node.first_root; i < roots_.size(); ++i)
+                rows_[first_ + roots_[i]].parent = static_cast<int32_t>(here);
             roots_.resize(node.first_root);
             roots_.push_back(here);
             const Span span = mode == Mode::transparent ? walker_.span(node.node) : node.span;
@@ -313,13 +319,18 @@ class TreeWalker {
                 label = walker_.prefix_labels_[string_prefix(text_of(span))];
             else if (mode == Mode::text_if_leaf && kept == 0)
                 label = walker_.text_labels_[kind][text_of(span)];
-            rows_.push_back({label, kind, -1, node.leftmost, span.first, span.second});
+            add(label, kind, node.leftmost, span);
         }
 
         void add_leaf(int64_t kind, int64_t label, Span span) {
             end_ = span.second;
             roots_.push_back(size());
-            rows_.push_back({label, kind, -1, size(), span.first, span.second});
+            add(label, kind, size(), span);
+        }
+
+        void add(int64_t label, int64_t kind, int64_t leftmost, Span span) {
+            rows_.push_back({label, static_cast<int32_t>(kind), -1, static_cast<int32_t>(leftmost),
+                             static_cast<uint32_t>(span.first), static_cast<uint32_t>(span.second)});
         }
 
         int64_t size() const { return static_cast<int64_t>(rows_.size() - first_); }
