@@ -115,7 +115,10 @@ def program_of(sample: Sample, problem: Row, *, extract: bool) -> tuple[str, boo
     prefix = prefix_of(problem)
     if extract or sample.kind == "output":
         found = extract_program(sample.text, entry_point=problem["entry_point"], prefix=prefix)
-        return found.code, found.status == "truncated" or not sample.ended
+        # A base model goes on after its program until the limit; that its last line is cut says nothing then.
+        last = sample.text.rstrip().rpartition("\n")[2].strip()
+        within = found.status == "no_code" or found.code.rstrip().endswith(last)
+        return found.code, found.status == "truncated" or (not sample.ended and within)
     text = prefix + sample.text if sample.kind == "completion" and sample.text.strip() else sample.text
     return text, not sample.ended
 

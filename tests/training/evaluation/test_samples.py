@@ -99,7 +99,16 @@ def test_programs_of_each_kind() -> None:
     assert program_of(Sample("a", 0, chat, "output"), problem, extract=False) == (prompt + body, False)
     assert program_of(Sample("a", 0, chat, "solution"), problem, extract=True) == (prompt + body, False)
     assert program_of(Sample("a", 0, "<think>\nhm", "output"), problem, extract=False) == ("", True)
-    assert program_of(Sample("a", 0, chat, "output", False), problem, extract=False)[1]
+    # Cut by the limit on new tokens: in the program, before there was one, or long after it.
+    for text, cut in (
+        (f"```python\n{prompt}{body}", True),
+        (f"{body}\nprint(add(1))\nprint(add(", False),
+        (body, True),
+        ("Let us see", True),
+        (chat, False),
+        (chat + "It adds", False),
+    ):
+        assert program_of(Sample("a", 0, text, "output", False), problem, extract=False)[1] == cut, text
     assert prefix_of({"code_prefix": "def f(x):\n"}) == "def f(x):\n"
 
 
