@@ -169,6 +169,29 @@ def rows_in(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def table_lines(result: Row) -> list[str]:
+    """The figures as the table of docs/evaluation.md."""
+    lines = [
+        "| what runs | samples | samples a second | peak memory, MB | of it imports, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for title, rows in (
+        ("reading, checking, summing", result["reading"]),
+        ("grading, 2 workers, structure metrics", result["grading"]),
+    ):
+        for row in rows:
+            rate = row["samples"] / row["seconds"]
+            figures = (f"{row['samples']:,}", f"{rate:,.0f}", f"{row['peak_mb']:.0f}", f"{row['imports_mb']:.0f}")
+            lines.append(f"| {title} | {' | '.join(figures)} |")
+    killed = result["killed"]
+    places = ", ".join(map(str, killed["killed_after_rows"]))
+    return [
+        *lines,
+        "",
+        f"Killed after {places} of {killed['samples']} rows: {killed['lost']} lost, {killed['doubled']} doubled.",
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.evaluation_scale", description=__doc__.partition("\n")[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import main
+from training.evaluation.summary import CONDITIONS
 from training.jsonl import read_jsonl
 from training.report import compare_runs, rows_of, table_lines
 from training.runs import RunFolder
@@ -61,8 +62,10 @@ def test_a_run_leaves_a_table_and_a_page(finished: tuple[Path, str]) -> None:
         assert row["prompt"] == ("none" if row["arm"] == "nearest" else "think-1")
         assert row["extractor"] == ("copy" if row["arm"] == "nearest" else "after-think-1")
         assert (row["set"], row["temperature"]) == (f"kata/{row['split']}", 0.0)
-        assert all(row["isolation"].values())
+        assert row.keys() >= {*CONDITIONS, "n", "problems"}
+        assert row["isolation"]
         assert 0 <= row["low"] <= row["pass@1"] <= row["high"] <= 1
+    assert "Conditions of each number" in (root / "report.html").read_text()
     tokens = {row["tokens"] for row in rows if row["arm"] in ("cross_entropy", "structure_aware")}
     assert len(tokens) == 1, "the arms saw the same number of tokens"
     assert "structure-aware loss" in console
@@ -83,6 +86,18 @@ def test_every_sample_was_judged(finished: tuple[Path, str]) -> None:
     assert all("status" in sample and "syntax_match" in sample for sample in samples)
     verified = list(read_jsonl(root / "verified" / "traces.jsonl"))
     assert all(row["passed"] for row in verified), "the scripted teacher is right"
+
+
+def test_two_arms_are_compared(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    root, _ = finished
+    arms = [str(root / "arms" / arm) for arm in ("cross_entropy", "structure_aware")]
+    assert main(["evaluate", "--compare", *arms]) == 0
+    table = capsys.readouterr().out
+    for split in ("test_unseen", "test_composition"):
+        assert f"== A cross_entropy {split}   B structure_aware {split}" in table
+    assert "McNemar, only A" in table
+    assert main(["evaluate", "--compare", arms[0], str(root / "arms" / "nearest")]) == 2
+    assert "extractor differs" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_done_again(finished: tuple[Path, str]) -> None:

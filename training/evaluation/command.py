@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ def grade(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--samples: no such file: {samples}")
     benchmark = load_benchmark(arguments.benchmark, arguments.data)
     if arguments.limit:
-        del benchmark.problems[arguments.limit :]
+        benchmark = replace(benchmark, problems=benchmark.problems[: arguments.limit])
     if samples is None:
         samples = sample(arguments, benchmark, sampling)
     out = out or samples.with_name(f"{samples_stem(samples)}.{benchmark.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
         tracemalloc.stop()
     # 1312 more samples are 1 MB of text. Most of the peak is the bootstrap's, of one size for one number of problems.
     assert peaks[1] < peaks[0] + 100_000
+
+
+def test_the_page_has_the_results() -> None:
+    result = json.loads(Path("benchmarks/results/evaluation_scale.json").read_text())
+    page = Path("docs/evaluation.md").read_text()
+    assert "\n".join(evaluation_scale.table_lines(result)) in page
 
 
 def test_a_lost_or_doubled_row_is_seen(tmp_path: Path) -> None:
