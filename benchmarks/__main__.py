@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-STUDIES = ("tree_alignment_accuracy", "tree_alignment", "trees_to_batch", "lm_head", "loss_step")
+STUDIES = ("tree_alignment_accuracy", "tree_alignment", "trees_to_batch", "lm_head", "loss_step", "own_code_workers")
 
 
 def main() -> int:

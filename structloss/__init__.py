@@ -7,6 +7,7 @@ beside masked and weighted cross-entropy fused with the LM head.
     alignment  tree_edit_distance, align_trees, soft_tree_edit_distance, soft_tree_divergence, mapping_nll, tree_nll
     LM head    linear_cross_entropy, linear_logprob, linear_topk_kl, hidden_and_head, check_head
     the loss   StructureAwareLoss, StructureBatch, StructureCollator, encode_example, VisitCache
+    in loops   structloss.integrations (imported by name): TRL, transformers, loops of your own
     reading    explain
     metrics    metrics.syntax_match, metrics.dataflow_match, metrics.tsed, metrics.pass_at_k
 """

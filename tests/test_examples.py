@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 
 import pytest
@@ -36,12 +38,15 @@ def load() -> Iterator:
 
 
 @pytest.mark.parametrize("name", ["plain_loop", "transformers_trainer", "trl_sft"])
-def test_the_users_own_part_is_short(name: str) -> None:
+def test_the_users_own_part_is_short_and_shown(name: str) -> None:
     text = (EXAMPLES / f"{name}.py").read_text()
     own = text.split("# --- the user's own ---\n")[1].split("# --- end ---")[0]
-    lines = [line for line in own.splitlines() if line.strip()]
+    lines = [line for line in dedent(own).splitlines() if line.strip()]
     assert 5 < len(lines) <= 15
     assert text.count("# --- end ---") == 1
+    page = (EXAMPLES.parent / "integrations.md").read_text()
+    blocks = [block.splitlines() for block in re.findall(r"```python\n(.*?)\n```", page, flags=re.DOTALL)]
+    assert lines in [[line for line in block if line] for block in blocks], "docs/integrations.md shows this part"
 
 
 def test_the_plain_loop(load) -> None:

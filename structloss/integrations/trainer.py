@@ -102,7 +102,7 @@ class StructureLossMixin:
             else None
         )
         self._denominator: torch.Tensor | None = None
-        self._sums: dict[str, list[torch.Tensor]] = {}
+        self._sums: dict[str, tuple[torch.Tensor, int]] = {}
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of one optimiser step; what they weigh together divides L_token of each."""
@@ -137,7 +137,8 @@ class StructureLossMixin:
         for name, value in {
             f"loss_{name}": term for name, term in output.terms.items()
         }.items() | output.metrics.items():
-            self._sums.setdefault(prefix + name, []).append(value.detach())
+            total, count = self._sums.get(prefix + name, (torch.zeros((), device=self.args.device), 0))
+            self._sums[prefix + name] = total + value.detach().to(total.device), count + 1
         loss = output.loss if training else output.terms["token"]
         return (loss, output) if return_outputs else loss
 
@@ -163,8 +164,8 @@ class StructureLossMixin:
         prefix = "eval_" if "eval_loss" in logs else "" if "loss" in logs else None
         if prefix is not None:
             for name in [name for name in self._sums if name.startswith("eval_") == bool(prefix)]:
-                values = self._sums.pop(name)
-                logs[name] = float(torch.stack([value.float().to(self.args.device) for value in values]).mean())
+                total, count = self._sums.pop(name)
+                logs[name] = float(total) / count
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

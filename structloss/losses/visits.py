@@ -15,6 +15,7 @@ import torch
 from structloss.losses.batch import CODE, StructureBatch, first_token_hidden_index
 from structloss.losses.collator import Example
 from structloss.losses.own_code import GapFunction, OwnCode, OwnCodeReader
+from structloss.losses.structure_aware import StructureAwareLoss
 from structloss.losses.token_weights import structural_gap
 from structloss.losses.workers import OwnCodeWorkers
 from structloss.trees import TokenBytes, TreeBatch, num_kinds
@@ -79,10 +80,10 @@ class VisitCache:
         self._read: dict[str, _Submitted] = {}
 
     @classmethod
-    def for_loss(cls, loss: Any, tokenizer: Any, language: str = "python", **options: Any) -> VisitCache:
-        """A cache that computes the gaps as `loss`, a `StructureAwareLoss`, would."""
-        settings = {"temperature": loss.gap_temperature, "same_kind": loss.same_kind, "literal": loss.literal}
-        return cls(tokenizer, language, gap=partial(structural_gap, **settings), **options)
+    def for_loss(cls, loss: StructureAwareLoss, tokenizer: Any, language: str = "python", **options: Any) -> VisitCache:
+        """A cache that computes the gaps as `loss` would."""
+        gap = partial(structural_gap, temperature=loss.gap_temperature, same_kind=loss.same_kind, literal=loss.literal)
+        return cls(tokenizer, language, gap=gap, **options)
 
     def __len__(self) -> int:
         """Samples whose own code is known."""
