@@ -4,10 +4,10 @@
     python -m benchmarks.own_code_workers --out FILE.json
     python -m benchmarks.own_code_workers --write-docs docs/integrations.md     the tables from the file
 
-steps  forward, backward and the visits, in runs over several batches as in an epoch, interleaved: the gap computed in
-       the loss and the code read by `attach` (workers=0); both in a thread while the next steps compute (workers=1);
-       both in a process that was started beforehand. Own code: the share of a step that the training thread spends on
-       it. Before anything is timed, the three are compared: they give the same losses, bit for bit.
+steps  visits, forward and backward, in runs over several batches as in an epoch, interleaved: the code read and aligned
+       by `attach` (workers=0), by a thread while the step goes on (workers=1), by a process. Own code: the share of a
+       step that the training thread spends on it. Before anything is timed, the three are compared: they give the same
+       losses, bit for bit.
 lock   does the work hold the interpreter's lock? How much faster two threads do twice the work than one: 2 = it runs
        beside the interpreter, 1 = it holds the lock all the time.
 
@@ -46,6 +46,7 @@ from training.students import build_student, load_tokenizer, train_tokenizer
 
 Row = dict[str, Any]
 BATCHES = 4
+LOCK_SECONDS = 0.15  # of work for each thread
 SIZES = {
     "kata": STUDENTS["kata"],
     # Programs of about 400 nodes: the alignment grows with the square of the trees, the trunk does not.
@@ -122,13 +123,13 @@ def study(size: Size, rounds: int) -> Row:
                 inputs["structure"] = visits.attach(batch["structure"], batch["examples"])
             attached = time.perf_counter()
             output = model_loss(student, plain if visits is None else loss, inputs, progress=1.0)
-            output.loss.backward()
             computed = time.perf_counter()
             if visits is not None:
                 visits.update(batch["examples"], argmax)
-            ended = time.perf_counter()
-            steps.append(ended - began)
-            parts.append(ended - computed + attached - began)
+            updated = time.perf_counter()
+            output.loss.backward()
+            steps.append(time.perf_counter() - began)
+            parts.append(updated - computed + attached - began)
             values.append(output.loss.item())
         if visits is not None:
             visits.drain()
@@ -210,7 +211,7 @@ def lock(examples: Sequence[Example], preferred: torch.Tensor, reader: OwnCodeRe
     for name, work in works.items():
         work()
         alone = [seconds_of(work) for _ in range(15)]
-        repeats = max(3, round(0.15 / statistics.median(alone)))
+        repeats = max(1, round(LOCK_SECONDS / statistics.median(alone)))
         speed_ups = [2 * seconds_of(work, repeats) / seconds_of(work, repeats, threads=2) for _ in range(7)]
         rows.append({"work": name, **spread(alone, 1), "speed_up": statistics.median(speed_ups)})
     return rows

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class StructureTrainer(Trainer):
         self.tokens_after = np.cumsum(tokens)
         loss = model.loss
         uses_own_code = loss.alpha > 0.0 or loss.lambda_align > 0.0
-        self.visits = VisitCache(tokenizer) if uses_own_code else None
+        self.visits = VisitCache.for_loss(loss, tokenizer, workers=1) if uses_own_code else None
         self._sums: dict[str, float] = {}
         self._steps = 0
         self._parse_seconds = 0.0
@@ -149,6 +150,10 @@ class StructureTrainer(Trainer):
             self.visits.update(examples, output.argmax)
         self._remember(output)
         return (output.loss, output) if return_outputs else output.loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if self.visits is None else self.visits:
+            return super().train(*args, **kwargs)
 
     def _remember(self, output: StructureLossOutput) -> None:
         loss = output.loss.item()

@@ -25,10 +25,10 @@ def main(steps: int = 24) -> list[dict[str, float]]:
             for inputs in loader:
                 inputs["structure"] = visits.attach(inputs["structure"], inputs["examples"])
                 output = model_loss(model, loss, inputs, progress=min(step / steps, 1.0))
+                visits.update(inputs["examples"], output.argmax)
                 output.loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-                visits.update(inputs["examples"], output.argmax)
                 step += 1
                 # --- end ---
                 history.append({name: float(value) for name, value in (output.terms | output.metrics).items()})

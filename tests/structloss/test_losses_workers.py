@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from structloss import StructureAwareLoss, StructureBatch, StructureCollator, VisitCache
 from structloss.losses import CODE, Example, OwnCodeError, structural_gap
-from tests.structloss.loss_examples import make_examples
+from tests.structloss.loss_examples import head_for, make_examples
 
 LOSS = StructureAwareLoss(gap_temperature=0.4, same_kind=0.3, literal=0.9)
 
@@ -74,6 +74,26 @@ def test_the_gap_is_that_of_the_loss(tokenizer, examples, batch) -> None:
     assert torch.equal(seen.gap, expected)
     assert seen.gap.max() > 0.1
     assert VisitCache(tokenizer).attach(batch, examples).gap is None
+
+
+def test_the_loss_takes_the_gap_of_the_batch(tokenizer, examples, batch, monkeypatch) -> None:
+    loss = StructureAwareLoss(alpha=2.0, ramp_shape="constant", gap_temperature=0.4, same_kind=0.3, literal=0.9)
+    hidden, weight = head_for(tokenizer, batch)
+    argmax = noisy(batch.labels, len(tokenizer), 0.2, 3)
+    plain = VisitCache(tokenizer)
+    with VisitCache.for_loss(loss, tokenizer, workers=1) as visits:
+        for cache in (plain, visits):
+            cache.update(examples, argmax)
+        computed = loss(hidden, weight, plain.attach(batch, examples), progress=0.0)
+        seen = visits.attach(batch, examples)
+    monkeypatch.setattr("structloss.losses.structure_aware.structural_gap", None)
+    given = loss(hidden, weight, seen, progress=0.0)
+    assert torch.equal(given.loss, computed.loss)
+    assert given.metrics.keys() == computed.metrics.keys()
+    assert all(torch.equal(given.metrics[name], computed.metrics[name]) for name in given.metrics)
+    assert given.metrics["gap_mean"] > 0
+    other = replace(seen, gap=1.0 - seen.gap)
+    assert loss(hidden, weight, other, progress=0.0).loss != computed.loss
 
 
 def failing_gap(student, teacher) -> torch.Tensor:
