@@ -15,6 +15,7 @@ from structloss.integrations.rows import RowCollator
 from structloss.integrations.step import model_loss, token_weight_sum
 from structloss.losses.structure_aware import StructureAwareLoss, StructureLossOutput
 from structloss.losses.visits import VisitCache
+from structloss.models.head import model_parts
 
 LOSS_STATE = "structure_loss.pt"
 VISITS_STATE = "visits.npz"
@@ -46,7 +47,7 @@ class StructureLossMixin:
 
     Raises:
         ValueError: arguments that are missing or that cannot be served: packing, `compute_metrics` (no logits are
-            made), an alignment head with several processes.
+            made), an alignment head with several processes, a model that `hidden_and_head` refuses.
     """
 
     # For type checkers: what the trainer behind this class has.
@@ -198,7 +199,7 @@ def _accept_structure(model: Any, loss: StructureAwareLoss) -> None:
     The forward itself is replaced, so that wrappers around it (autocast, data parallelism, adapters) stay in force.
     Every other call goes the old way.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = model_parts(model).model
     original = inner.forward
 
     @functools.wraps(type(inner).forward)  # `generate` reads the signature

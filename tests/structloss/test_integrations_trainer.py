@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -208,6 +208,12 @@ def test_the_model_still_generates_and_calls_as_before(tmp_path) -> None:
     make_trainer(tmp_path, model=model)
     assert torch.equal(model.eval()(ids).logits, before)
     assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), written)
+
+
+def test_an_adapter_outside_of_the_layers_is_refused(tmp_path) -> None:
+    model = get_peft_model(make_model(TOKENIZER), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="^model: adapter 'default' is PROMPT_TUNING"):
+        make_trainer(tmp_path, model=model, captured=False)
 
 
 def failing_gap(student, teacher) -> torch.Tensor:
