@@ -11,7 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-STUDIES = ("tree_alignment_accuracy", "tree_alignment", "trees_to_batch", "lm_head", "loss_step", "own_code_workers")
+STUDIES = (
+    "tree_alignment_accuracy",
+    "tree_alignment",
+    "trees_to_batch",
+    "lm_head",
+    "loss_step",
+    "own_code_workers",
+    "evaluation_scale",
+)
 
 
 def main() -> int:

@@ -93,6 +93,27 @@ def test_without_a_prefix_it_is_the_code_of_the_answer() -> None:
     assert extract_program("```\nx = 1\n```", entry_point="f").code == "x = 1\n"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    return x" + ".a" * 100_000,
+        "    return " + "-" * 100_000 + "1",
+        "    return " + "(" * 100_000,
+        "    return 1" + "+1" * 100_000,
+        "    return " + "lambda:" * 20_000 + "1",
+        "    if x: pass\n" + "    elif x: pass\n" * 20_000,
+        "".join(" " * (4 + i) + "if x:\n" for i in range(1500)),
+        '    return "\0"',
+        '    return "\ud800"',
+    ],
+    ids=["attributes", "minus", "brackets", "sum", "lambda", "elif", "indents", "null", "surrogate"],
+)
+def test_answers_that_break_parsers(body: str) -> None:
+    """They are parsed in the grader's own process: whatever is in them, it must live."""
+    found = extract_program(body, entry_point="f", prefix=PREFIX)
+    assert found.code.startswith(PREFIX + body[:20])
+
+
 def test_humanevals_solutions_in_every_shape() -> None:
     """The program that comes out is the prompt with the solution, whatever was lost or put around it."""
     folder = data_folder("humaneval/HumanEval.jsonl.gz")

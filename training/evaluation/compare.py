@@ -43,7 +43,9 @@ def find_evaluations(path: Path) -> list[Evaluation]:
 
     Raises ConfigError where there is none.
     """
-    if path.is_file():
+    if path.is_file() and path.name == "samples.jsonl" and (path.parent / "verdicts.jsonl").is_file():
+        path = path.parent
+    elif path.is_file():
         graded = sorted(path.parent.glob(f"{samples_stem(path)}.*/results.json"))
         if len(graded) != 1:
             found = f"is graded in {len(graded)} folders, name one of them" if graded else "is not graded yet"

@@ -105,6 +105,9 @@ def test_folders_are_found_by_samples_files_runs_and_arms(tmp_path: Path) -> Non
         find_evaluations(tmp_path / "s.jsonl")
     graded(tmp_path / "s.humaneval", A)
     assert only(tmp_path / "s.jsonl").rows == tmp_path / "s.humaneval" / "verdicts.jsonl"
+    # Samples that were drawn here lie in the folder of their verdicts.
+    (tmp_path / "s.humaneval" / "samples.jsonl").write_text("")
+    assert only(tmp_path / "s.humaneval" / "samples.jsonl").rows == tmp_path / "s.humaneval" / "verdicts.jsonl"
     graded(tmp_path / "s.mbpp", A)
     with pytest.raises(ConfigError, match="is graded in 2 folders"):
         find_evaluations(tmp_path / "s.jsonl")
