@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from tests.training.sandboxes import sandbox_or_skip
 from training import plain_data
 from training.assertions import PreparedCall, result_check
+from training.hostile import PROGRAMS
 from training.sandbox import Program, Sandbox, Verdict, program_from_problem
 
 if sys.platform != "linux":
@@ -192,168 +193,12 @@ def test_walls_were_probed(sandbox: Sandbox) -> None:
     assert all(sandbox.isolation.values())
 
 
-# A program that behaves badly, one test that an honest program would pass, and the verdicts that are right.
-HOSTILE: dict[str, tuple[str, str, set[str]]] = {
-    "endless loop": ("def f():\n    while True: pass", "assert f() == 1", {"timeout"}),
-    "endless sleep": ("import time; time.sleep(60)", "assert f() == 1", {"timeout"}),
-    "stops itself": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "assert f() == 1", {"timeout"}),
-    "memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 20))", "assert f() == 1", {"memory"}),
-    "memory bomb in a call": ("def f(): return [0] * 10**10", "assert f() == 1", {"memory"}),
-    "fork bomb": ("import os\nwhile True: os.fork()", "assert f() == 1", {"error", "timeout"}),
-    "silent fork bomb": (
-        """
-        import os
-        while True:
-            try: os.fork()
-            except OSError: pass
-        """,
-        "assert f() == 1",
-        {"timeout"},
-    ),
-    "thread bomb": (
-        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()",
-        "assert f() == 1",
-        {"error", "memory", "timeout"},
-    ),
-    "os._exit at import": ("import os; os._exit(0)", "assert f() == 1", {"error"}),
-    "os._exit in a call": ("import os\ndef f(): os._exit(0)", "assert f() == 1", {"error"}),
-    "sys.exit at import": ("import sys; sys.exit(0)", "assert f() == 1", {"error"}),
-    "sys.exit in a call": ("import sys\ndef f(): sys.exit(0)", "assert f() == 1", {"error"}),
-    "segfault": ("import ctypes; ctypes.string_at(0)", "assert f() == 1", {"error"}),
-    "always equal": (
-        "class E:\n    def __eq__(self, other): return True\ndef f(): return E()",
-        "assert f() == 1",
-        {"failed"},
-    ),
-    "always equal int": (
-        "class E(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(): return E(7)",
-        "assert f() == 1",
-        {"failed"},
-    ),
-    "always equal, in a list": (
-        "class E:\n    def __eq__(self, other): return True\ndef f(): return [E()]",
-        "assert f() == [1]",
-        {"failed"},
-    ),
-    "claims to be an int": (
-        "class E:\n    __class__ = int\n    def __eq__(self, o): return True\ndef f(): return E()",
-        "assert f() == 1",
-        {"failed"},
-    ),
-    "always true": ("class E: pass\ndef f(): return E()", "assert f()", {"failed"}),
-    "patched comparison": (
-        "import builtins\nfor n in ('all', 'any', 'bool', 'isinstance'): setattr(builtins, n, lambda *a: True)\n"
-        "def f(): return 2",
-        "assert f() == 1",
-        {"failed", "error"},
-    ),
-    "patched json": (
-        "import json, os\njson.dumps = lambda *a, **k: '[\"done\", 1]'\nos.write = lambda *a: 1\ndef f(): return 2",
-        "assert f() == 1",
-        {"failed", "error"},
-    ),
-    "patched encoder": (
-        """
-        import sys, gc
-        for o in gc.get_objects():
-            if callable(o) and getattr(o, '__name__', '') == 'encode':
-                o.__code__ = (lambda value: True).__code__
-        def f(): return 2
-        """,
-        "assert f() == 'yes'",
-        {"failed", "error"},
-    ),
-    "writes results to every descriptor": (
-        """
-        import os
-        for d in range(1, 64):
-            try: os.write(d, b'["value", 0, true]\\n["done", 1]\\n')
-            except OSError: pass
-        os._exit(0)
-        """,
-        "assert f() == 'yes'",
-        {"failed", "error"},
-    ),
-    "reports done without values": (
-        "import os\nos.write(3, b'[\"done\", 1]\\n[\"done\", 0]\\n')\nos._exit(0)",
-        "assert f() == 1",
-        {"error"},
-    ),
-    "writes garbage to its pipe": (
-        "import os\nos.write(3, bytes(range(256)))\ndef f(): return 1",
-        "assert f() == 1",
-        {"error"},
-    ),
-    "floods its pipe": ("import os\nwhile True: os.write(3, b'x' * 65536)", "assert f() == 1", {"failed"}),
-    "prints results": ("print('[\"value\", 0, 1]')\nprint('passed')\ndef f(): return 2", "assert f() == 1", {"failed"}),
-    "200 MB of output": (
-        "for _ in range(200): print('x' * (1 << 20))\ndef f(): return 1",
-        "assert f() == 1",
-        {"error"},
-    ),
-    "closes every descriptor": ("import os\nos.closerange(0, 64)\ndef f(): return 1", "assert f() == 1", {"error"}),
-    "kills its parent": (
-        "import os\nos.kill(os.getppid(), 9)\nos.kill(os.getppid(), 15)\ndef f(): return 2",
-        "assert f() == 1",
-        {"failed", "error"},
-    ),
-    "kills everyone": ("import os\nos.kill(-1, 9)\ndef f(): return 2", "assert f() == 1", {"failed", "error"}),
-    "kills its group": ("import os\nos.killpg(0, 9)\ndef f(): return 2", "assert f() == 1", {"error"}),
-    "limits its parent": (
-        "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))\ndef f(): return 2",
-        "assert f() == 1",
-        {"failed", "error"},
-    ),
-    "recursion": ("def f(): return f()", "assert f() == 1", {"error"}),
-    "deep recursion": (
-        "import sys; sys.setrecursionlimit(10**9)\ndef f(): return f()",
-        "assert f() == 1",
-        {"error", "memory", "timeout"},
-    ),
-    "cyclic result": ("def f():\n    x = []\n    x.append(x)\n    return x", "assert f() == []", {"failed"}),
-    "exploding result": (
-        "def f():\n    x = [1]\n    for _ in range(60): x = [x, x]\n    return x",
-        "assert f() == []",
-        {"failed"},
-    ),
-    "deep result": (
-        "def f():\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
-        "assert f() == []",
-        {"failed"},
-    ),
-    "huge result": ("def f(): return 'x' * (20 << 20)", "assert f() == ''", {"failed"}),
-    "huge number": ("def f(): return 1 << (1 << 20)", "assert f() == 1", {"failed"}),
-    "exception that bites": (
-        "class E(Exception):\n    def __str__(self): raise E\ndef f(): raise E",
-        "assert f() == 1",
-        {"error"},
-    ),
-    "swallows interrupts": (
-        """
-        import signal
-        for s in (2, 15, 24): signal.signal(s, signal.SIG_IGN)
-        while True:
-            try:
-                while True: pass
-            except BaseException: pass
-        """,
-        "assert f() == 1",
-        {"timeout"},
-    ),
-    "waits for input": ("def f(): return input()", "assert f() == 1", {"error"}),
-}  # fmt: skip
-
-
 def test_hostile_programs_get_the_right_verdict_and_leave_nothing(sandbox: Sandbox) -> None:
     run(sandbox, ADD, "assert f(1, 2) == 2 + len([1])")  # starts the worker for expected values
     before = descendants()
-    programs = [
-        Program(name, textwrap.dedent(source), "f", [test], 0.5 if "timeout" in statuses else 20.0)
-        for name, (source, test, statuses) in HOSTILE.items()
-    ]
-    verdicts = list(sandbox.run(programs))
-    wrong = {v.id: (v.status, v.detail) for v in verdicts if v.status not in HOSTILE[v.id][2]}
-    assert not wrong
+    verdicts = list(sandbox.run(hostile.program() for hostile in PROGRAMS))
+    pairs = zip(verdicts, PROGRAMS, strict=True)
+    assert not {v.id: (v.status, v.detail) for v, hostile in pairs if v.status not in hostile.expected}
     assert all(v.seconds < 5 for v in verdicts if v.status == "timeout")
     assert descendants() == before
     assert run(sandbox, ADD, "assert f(1, 2) == 3").status == "passed"
