@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def agreement(name: str, options: argparse.Namespace) -> Row:
-    """Grades the samples of a set with both; the disagreements once more with EvalPlus, alone."""
+    """Grades the samples of a set with both; where they disagree, EvalPlus once more with that task only."""
     benchmark = load_benchmark(name, options.data)
     candidates = read_jsonl(options.data / CANDIDATES) if name == "mbpp_plus" else ()
     samples = make_samples(
@@ -72,13 +72,15 @@ def agreement(name: str, options: argparse.Namespace) -> Row:
     )
     folder = options.work / name
     ours = grade_ours(benchmark.problems, samples, folder, options)
-    theirs = grade_evalplus(name, samples, folder / "all", options)
+    data = file_of(name, options.data)
+    theirs = grade_evalplus(name, samples, folder / "all", data, options.evalplus, options.workers)
     differing = [sample for sample in samples if outcome(ours[sample["id"]]) != outcome(theirs[sample["id"]])]
     alone: dict[str, Row] = {}
-    if differing:
-        references = [sample for sample in samples if sample["kind"] == "reference"]
-        again = list({sample["id"]: sample for sample in references + differing}.values())
-        alone = grade_evalplus(name, again, folder / "again", options, workers=1)
+    for task in {sample["task_id"] for sample in differing}:
+        again = [sample for sample in differing if sample["task_id"] == task]
+        place = folder / f"alone-{task.rpartition('/')[2]}"
+        only = write_tasks(name, {task}, place, data)
+        alone |= grade_evalplus(name, again, place, only, options.evalplus, workers=1)
     disagreements = []
     for sample in differing:
         mine, first, second = ours[sample["id"]], theirs[sample["id"]], alone[sample["id"]]
@@ -140,8 +142,15 @@ def grade_ours(problems: list[Row], samples: list[Row], folder: Path, options: a
     return done
 
 
+def write_tasks(name: str, tasks: set[str], folder: Path, data: Path) -> Path:
+    """A data file with some tasks only: EvalPlus demands a sample for each task of its file."""
+    path = folder / "tasks.jsonl"
+    write_jsonl(path, (row for row in read_jsonl(data) if row["task_id"] in tasks))
+    return path
+
+
 def grade_evalplus(
-    name: str, samples: list[Row], folder: Path, options: argparse.Namespace, *, workers: int | None = None
+    name: str, samples: list[Row], folder: Path, data: Path, evalplus: Path, workers: int
 ) -> dict[str, Row]:
     """EvalPlus's verdicts by sample id; a whole run that stands in the folder is not made again."""
     path, results = folder / "samples.jsonl", folder / "samples_eval_results.json"
@@ -150,7 +159,7 @@ def grade_evalplus(
         results.unlink(missing_ok=True)
         write_jsonl(path, samples)
     if not results.is_file():
-        run_evalplus(name, path, options, workers or options.workers, file_of(name, options.data))
+        run_evalplus(name, path, data, evalplus, workers)
     order: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         order[sample["task_id"]].append(sample["id"])
@@ -162,14 +171,15 @@ def grade_evalplus(
     }
 
 
-def run_evalplus(name: str, samples: Path, options: argparse.Namespace, workers: int, data: Path) -> None:
+def run_evalplus(name: str, samples: Path, data: Path, evalplus: Path, workers: int) -> None:
+    """EvalPlus's command line on a samples file; its results and its log are written beside it."""
     dataset, variable = SETS[name]
     environ = os.environ | {
         variable: str(data.resolve()),
-        "XDG_CACHE_HOME": str((options.work / "evalplus-cache").resolve()),  # its expected outputs
+        "XDG_CACHE_HOME": str((samples.parent.parent / "evalplus-cache").resolve()),  # its expected outputs
     }
     environ.pop("PYTHONPATH", None)
-    command = [str(options.evalplus / "bin" / "python"), "-m", "evalplus.evaluate", dataset]
+    command = [str(evalplus / "bin" / "python"), "-m", "evalplus.evaluate", dataset]
     command += ["--samples", str(samples.resolve()), "--parallel", str(workers)]
     with samples.with_suffix(".log").open("w") as log:
         subprocess.run(command, env=environ, stdout=log, stderr=log, check=True, cwd=samples.parent)
@@ -183,7 +193,7 @@ def cause_of(row: Row, sample: Row) -> str:
 CAUSES: dict[str, Callable[[Row, Row], bool]] = {
     "HumanEval/32: EvalPlus's oracle never records a pass": lambda row, sample: sample["task_id"] == "HumanEval/32",
     "an object that equals everything passes EvalPlus": lambda row, sample: sample["kind"] == "equals everything",
-    "EvalPlus's time limit while other samples ran: alone it agrees": lambda row, sample: (
+    "EvalPlus's time limit under load: alone, with that task only, it agrees": lambda row, _: (
         outcome({"base": row["ours"][0], "plus": row["ours"][1]})
         == outcome({"base": row["evalplus_alone"][0], "plus": row["evalplus_alone"][1]})
     ),
@@ -200,19 +210,17 @@ def throughput(name: str, options: argparse.Namespace) -> Row:
     problems = benchmark.problems[:: options.every]
     tasks = {problem["task_id"] for problem in problems}
     folder = options.work / f"throughput-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    subset = folder / "tasks.jsonl"  # EvalPlus demands a sample of every task of its file
-    write_jsonl(subset, (row for row in read_jsonl(file_of(name, options.data)) if row["task_id"] in tasks))
+    subset = write_tasks(name, tasks, folder, file_of(name, options.data))
     once = make_samples(problems, (), model=0, mutants=0, wrapped=0)
     thrice = once + [sample | {"id": f"{sample['id']}-{copy}"} for copy in (1, 2) for sample in once]
     write_jsonl(folder / "once.jsonl", once)
     write_jsonl(folder / "thrice.jsonl", thrice)
     seconds: dict[str, list[float]] = {"ours": [], "evalplus": []}
-    run_evalplus(name, folder / "once.jsonl", options, options.workers, subset)
+    run_evalplus(name, folder / "once.jsonl", subset, options.evalplus, options.workers)
     for path in (folder / "once.jsonl", folder / "thrice.jsonl"):
         path.with_name(path.stem + "_eval_results.json").unlink(missing_ok=True)
         started = time.monotonic()
-        run_evalplus(name, path, options, options.workers, subset)
+        run_evalplus(name, path, subset, options.evalplus, options.workers)
         seconds["evalplus"].append(time.monotonic() - started)
     by_task = {problem["task_id"]: problem for problem in problems}
     cache = options.work / "expected"
