@@ -176,17 +176,23 @@ class StructureLossMixin:
         return result
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model, and beside it the alignment head and the visits."""
+        """The model and beside it the alignment head; in a checkpoint also the visits, which hold training data."""
         super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             torch.save(self.structure_loss.state_dict(), folder / LOSS_STATE)
-            if self.visits is not None:
+            if self.visits is not None and folder.name.startswith("checkpoint-"):
                 np.savez(folder / VISITS_STATE, **self.visits.state_dict())  # type: ignore[arg-type]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
         folder = Path(resume_from_checkpoint)
+        wanted = [LOSS_STATE] if self.visits is None else [LOSS_STATE, VISITS_STATE]
+        if missing := [name for name in wanted if not (folder / name).is_file()]:
+            raise ValueError(
+                f"resume_from_checkpoint: {folder} has no {' and no '.join(missing)}; wants a checkpoint of a run with "
+                "the same loss. To start from another run's model, load the model and train anew"
+            )
         self.structure_loss.load_state_dict(torch.load(folder / LOSS_STATE, weights_only=True))
         if self.visits is not None:
             with np.load(folder / VISITS_STATE) as state:

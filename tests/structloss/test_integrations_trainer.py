@@ -199,6 +199,10 @@ def test_the_alignment_head_is_trained_and_saved(tmp_path) -> None:
     trainer.save_model(str(tmp_path / "final"))
     saved = torch.load(tmp_path / "final" / "structure_loss.pt", weights_only=True)
     assert torch.equal(saved["align.kinds.weight"], loss.align.kinds.weight)
+    assert not (tmp_path / "final" / "visits.npz").exists(), "a model that is passed on holds no training data"
+    trainer.args.max_steps = 6
+    with pytest.raises(ValueError, match=r"^resume_from_checkpoint: .* has no visits\.npz"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "final"))
 
 
 def test_the_model_still_generates_and_calls_as_before(tmp_path) -> None:
