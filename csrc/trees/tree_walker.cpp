@@ -26,6 +26,7 @@ namespace py = pybind11;
 enum class Mode : int { dropped = -1, descend, transparent, atom, plain, string, text_if_leaf, root };
 enum class Interpolation : int { never, prefix, escape };
 constexpr int64_t error_kind = 1;
+constexpr uint64_t field_multiplier = 0x9E3779B97F4A7C15;
 
 struct Rule {
     int64_t kind;
@@ -200,10 +201,12 @@ class TreeWalker {
   public:
     TreeWalker(std::vector<std::vector<std::pair<int64_t, int>>> rules, std::vector<size_t> rules_below,
                std::vector<int64_t> kind_labels, const std::vector<py::object>& text_label,
-               py::object prefix_label, size_t most_labels, int interpolation)
+               py::object prefix_label, std::vector<uint64_t> field_hashes, size_t most_labels,
+               int interpolation)
         : rules_below_(std::move(rules_below)),
           kind_labels_(std::move(kind_labels)),
           prefix_labels_(std::move(prefix_label), most_labels),
+          field_hashes_(std::move(field_hashes)),
           interpolation_(static_cast<Interpolation>(interpolation)) {
         for (const auto& label_of : text_label) text_labels_.emplace_back(label_of, most_labels);
         for (const auto& row : rules) {
@@ -240,6 +243,7 @@ class TreeWalker {
         int64_t leftmost;
         size_t first_root;
         const std::vector<Rule>* rules;  // of its children
+        uint64_t field;                  // see `in_field`
     };
 
     class Walk {
@@ -253,14 +257,14 @@ class TreeWalker {
             const Span span = walker_.span(root);
             if (span.second > static_cast<int64_t>(source_.size()))
                 throw py::value_error("source: the tree was parsed from another one");
-            open(root_id, {walker_.rules_[0][root_id].kind, Mode::root}, {}, span);
+            open(root_id, {walker_.rules_[0][root_id].kind, Mode::root}, {}, span, 0);
             bool on_child = walker_.down_(cursor);
             while (true) {
                 if (!on_child) {
                     close();
                     if (open_.empty()) return;
                     walker_.up_(cursor);
-                } else if (enter(walker_.node_.of(cursor))) {
+                } else if (enter(cursor)) {
                     if (walker_.down_(cursor)) continue;
                     close();
                 }
@@ -271,33 +275,41 @@ class TreeWalker {
 
       private:
         // Whether the node is open now; a leaf is finished, anything else is passed over.
-        bool enter(py::object node) {
+        bool enter(const py::object& cursor) {
+            py::object node = walker_.node_.of(cursor);
             const size_t id = walker_.grammar_id(node);
             const Rule rule = (*open_.back().rules)[id];
             if (rule.mode == Mode::dropped) return false;
+            const uint64_t field = walker_.field_hash(cursor);
             // A transparent node seldom stays, so its span is read late. Below one of zero width nothing
             // stays.
             if (rule.mode == Mode::transparent) {
-                open(id, rule, std::move(node), {0, std::numeric_limits<int64_t>::max()});
+                open(id, rule, std::move(node), {0, std::numeric_limits<int64_t>::max()}, field);
                 return true;
             }
             const Span span = walker_.span(node);
             // Zero width: a token that the parser invented, or an empty block behind an error.
             if (span.first == span.second) return false;
             if (rule.mode == Mode::plain) {
-                add_leaf(rule.kind, walker_.kind_labels_[rule.kind], span);
+                add_leaf(rule.kind, in_field(walker_.kind_labels_[rule.kind], field), span);
             } else if (rule.mode == Mode::atom || (rule.mode == Mode::string && !has_parts(span))) {
-                add_leaf(rule.kind, walker_.text_labels_[rule.kind][text_of(span)], span);
+                add_leaf(rule.kind, in_field(walker_.text_labels_[rule.kind][text_of(span)], field), span);
             } else {
-                open(id, rule, {}, span);
+                open(id, rule, {}, span, field);
                 return true;
             }
             return false;
         }
 
-        void open(size_t id, Rule rule, py::object node, Span span) {
+        void open(size_t id, Rule rule, py::object node, Span span, uint64_t field) {
             const auto* rules = &walker_.rules_[walker_.rules_below_[id]];
-            open_.push_back({rule, std::move(node), span, size(), roots_.size(), rules});
+            open_.push_back({rule, std::move(node), span, size(), roots_.size(), rules, field});
+        }
+
+        // The label of a node that stands in a field of its parent; 0 is no field. As in walk.py.
+        static int64_t in_field(int64_t label, uint64_t field) {
+            if (field == 0) return label;
+            return static_cast<int64_t>(((static_cast<uint64_t>(label) ^ field) * field_multiplier) >> 1);
         }
 
         void close() {
@@ -319,7 +331,7 @@ class TreeWalker {
                 label = walker_.prefix_labels_[string_prefix(text_of(span))];
             else if (mode == Mode::text_if_leaf && kept == 0)
                 label = walker_.text_labels_[kind][text_of(span)];
-            add(label, kind, node.leftmost, span);
+            add(in_field(label, node.field), kind, node.leftmost, span);
         }
 
         void add_leaf(int64_t kind, int64_t label, Span span) {
@@ -358,6 +370,13 @@ class TreeWalker {
         return std::min(static_cast<size_t>(to_integer(kind_id_.of(node))), rules_below_.size() - 1);
     }
 
+    // Of the field that the cursor's node stands in, 0 where there is none or fields do not count.
+    uint64_t field_hash(const py::object& cursor) const {
+        if (field_hashes_.empty()) return 0;
+        const py::object id = field_id_.of(cursor);
+        return id.is_none() ? 0 : field_hashes_.at(static_cast<size_t>(to_integer(id)));
+    }
+
     Span span(const py::object& node) const {
         return {to_integer(start_byte_.of(node)), to_integer(end_byte_.of(node))};
     }
@@ -367,9 +386,10 @@ class TreeWalker {
     std::vector<int64_t> kind_labels_;
     std::vector<TextLabels> text_labels_;  // by kind
     TextLabels prefix_labels_;
+    std::vector<uint64_t> field_hashes_;  // by field id; empty where fields do not count
     Interpolation interpolation_;
-    const Getter node_{"TreeCursor", "node"}, kind_id_{"Node", "kind_id"}, start_byte_{"Node", "start_byte"},
-        end_byte_{"Node", "end_byte"};
+    const Getter field_id_{"TreeCursor", "field_id"}, node_{"TreeCursor", "node"},
+        kind_id_{"Node", "kind_id"}, start_byte_{"Node", "start_byte"}, end_byte_{"Node", "end_byte"};
     const Move down_{"goto_first_child"}, right_{"goto_next_sibling"}, up_{"goto_parent"};
 };
 
@@ -378,9 +398,11 @@ class TreeWalker {
 void bind_tree_walker(py::module_& module) {
     py::class_<TreeWalker>(module, "TreeWalker")
         .def(py::init<std::vector<std::vector<std::pair<int64_t, int>>>, std::vector<size_t>,
-                      std::vector<int64_t>, const std::vector<py::object>&, py::object, size_t, int>(),
+                      std::vector<int64_t>, const std::vector<py::object>&, py::object, std::vector<uint64_t>,
+                      size_t, int>(),
              py::kw_only(), py::arg("rules"), py::arg("rules_below"), py::arg("kind_labels"),
-             py::arg("text_label"), py::arg("prefix_label"), py::arg("most_labels"), py::arg("interpolation"))
+             py::arg("text_label"), py::arg("prefix_label"), py::arg("field_hashes"), py::arg("most_labels"),
+             py::arg("interpolation"))
         .def("walk", &TreeWalker::walk, py::arg("trees"), py::arg("pad"))
         .def("forget_labels", &TreeWalker::forget_labels);
 }

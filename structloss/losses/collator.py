@@ -11,6 +11,7 @@ import torch
 
 from structloss.losses.batch import CODE, IGNORE_INDEX, PROMPT, REASONING, StructureBatch
 from structloss.trees import Tree, TreeBatch, innermost_nodes, parse, token_byte_spans
+from structloss.trees.options import DEFAULT, TreeOptions
 
 REGIONS = {"prompt": PROMPT, "reasoning": REASONING, "code": CODE}
 
@@ -48,6 +49,7 @@ def encode_example(
     id: str,
     code_prefix: str = "",
     language: str = "python",
+    tree_options: TreeOptions = DEFAULT,
     group_id: int = -1,
     passed: bool | None = None,
 ) -> Example:
@@ -61,6 +63,7 @@ def encode_example(
         segments: (region, text) in order; region is "prompt", "reasoning" or "code". The one code
             segment is the program, after `code_prefix`.
         id: names the sample.
+        tree_options: what the trees of the loss keep; the student's own code is read the same way.
         code_prefix: the part of the program that stands in the prompt already, such as the signature.
 
     Raises:
@@ -110,7 +113,7 @@ def encode_example(
     spans = token_byte_spans(code_text, np.clip(offsets - code_start, 0, len(code_text)))
     prefix_bytes = len(code_prefix.encode())
     token_bytes = np.where(in_code[:, None] & (spans >= 0), spans + prefix_bytes, -1)
-    tree = parse(code_prefix + code_text, language)
+    tree = parse(code_prefix + code_text, language, tree_options)
     return Example(
         id=id,
         input_ids=np.asarray(encoded["input_ids"], dtype=np.int32),

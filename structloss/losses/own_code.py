@@ -69,7 +69,7 @@ class OwnCodeReader:
         trees, spans = [], []
         for example, row in zip(examples, ids, strict=True):
             source, token_spans = self.token_bytes.read(row, example.code_prefix.encode())
-            trees.append(parse(source, self.language))
+            trees.append(parse(source, self.language, example.tree.options))
             spans.append(token_spans)
         gaps: list[np.ndarray | None] = [None] * len(trees)
         if self.gap is not None and trees:

@@ -3,6 +3,7 @@
 from .batch import TreeBatch
 from .cache import TreeCache
 from .kinds import kind_names, num_kinds
+from .options import TreeOptions
 from .syntax_tree import SyntaxFault, Tree, parse
 from .token_bytes import TokenBytes, byte_level_alphabet, vocabulary_bytes
 from .token_spans import innermost_nodes, node_token_spans, token_byte_spans
@@ -13,6 +14,7 @@ __all__ = [
     "Tree",
     "TreeBatch",
     "TreeCache",
+    "TreeOptions",
     "byte_level_alphabet",
     "innermost_nodes",
     "kind_names",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .kinds import language_rules
+from .options import DEFAULT, TreeOptions
 from .syntax_tree import Tree, parse, parse_padded
 from .token_spans import token_spans_of
 
@@ -69,6 +70,7 @@ class TreeBatch:
         sources: Sequence[str | bytes],
         language: str = "python",
         tokens: Sequence[np.ndarray | None] | None = None,
+        options: TreeOptions = DEFAULT,
     ) -> TreeBatch:
         """Parse `sources` and batch them; see :func:`parse` and :meth:`from_trees`.
 
@@ -78,9 +80,9 @@ class TreeBatch:
         if isinstance(sources, str | bytes):
             raise TypeError("sources: got one string, wants a sequence of sources")
         sources = list(sources)
-        walked = parse_padded(sources, language, _PAD) if sources else None
+        walked = parse_padded(sources, language, options, _PAD) if sources else None
         if walked is None:
-            return cls.from_trees([parse(source, language) for source in sources], tokens)
+            return cls.from_trees([parse(source, language, options) for source in sources], tokens)
         _check_tokens(tokens, len(sources))
         columns, sizes, shares = walked
         batch = dict(zip(_COLUMNS, columns, strict=True))
@@ -94,8 +96,8 @@ class TreeBatch:
         them ((-1, -1) for tokens that are not in the source), or None. They fill ``token_span``: the tokens
         whose last solid byte lies in the node.
 
-        Raises ValueError for trees of several vocabularies or of one that is not installed, or another number of
-        `tokens` than of trees.
+        Raises ValueError for trees of several vocabularies or options or of a vocabulary that is not installed, or
+        another number of `tokens` than of trees.
         """
         version = _one_version(trees)
         _check_tokens(tokens, len(trees))
@@ -158,6 +160,10 @@ def _one_version(trees: Sequence[Tree]) -> str | None:
     if len(vocabularies) > 1:
         versions = ", ".join(version for _, version in vocabularies)
         raise ValueError(f"trees: got kind versions {versions}, wants one: make a batch for each language")
+    if len({tree.options for tree in trees}) > 1:
+        raise ValueError(
+            "trees: got trees of several TreeOptions, whose labels do not compare; parse all with the same"
+        )
     return vocabularies[0][1] if vocabularies else None
 
 

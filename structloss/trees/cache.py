@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import warnings
+from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
 from importlib import metadata
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .kinds import language_rules
+from .options import DEFAULT, TreeOptions
 from .syntax_tree import Tree, as_bytes, parse
 from .walk import installed_grammar
 
@@ -24,8 +26,8 @@ _DIGEST = 16
 class TreeCache:
     """A folder of parsed trees.
 
-    An entry is a file, named by a hash of the source, the language, the version of its kinds, the releases of
-    tree-sitter and of the grammar, and the version of the format: what an upgrade reads otherwise never meets an old
+    An entry is a file, named by a hash of the source, the language, the options, the version of its kinds, the releases
+    of tree-sitter and of the grammar, and the version of the format: what an upgrade reads otherwise never meets an old
     tree. Files are written beside their place and moved there, so several processes may share the folder, and one that
     is killed leaves no half of an entry under its name. A damaged entry is parsed again, with a warning. Nothing is
     ever removed: delete the folder.
@@ -35,11 +37,11 @@ class TreeCache:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def parse(self, source: str | bytes, language: str = "python") -> Tree:
+    def parse(self, source: str | bytes, language: str = "python", options: TreeOptions = DEFAULT) -> Tree:
         """:func:`structloss.parse`, from the folder where it has the tree; arguments and errors are the same."""
         raw = as_bytes(source)
         version = language_rules(language).version
-        about = [language, version, _releases(language)]
+        about = [language, version, _releases(language), repr(options)]
         name = blake2b(b"\0".join([_FORMAT, *map(str.encode, about), raw]), digest_size=16).hexdigest()
         path = self.folder / name[:2] / name
         try:
@@ -48,10 +50,10 @@ class TreeCache:
             entry = None
         if entry is not None:
             try:
-                return _unpack(entry, language, version, len(raw))
+                return replace(_unpack(entry, language, version, len(raw)), options=options)
             except ValueError as error:
                 warnings.warn(f"TreeCache: {path}: {error}; parsed again", RuntimeWarning, stacklevel=2)
-        tree = parse(raw, language)
+        tree = parse(raw, language, options)
         _write(path, _pack(tree))
         return tree
 

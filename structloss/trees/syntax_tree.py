@@ -13,6 +13,7 @@ import numpy as np
 import tree_sitter
 
 from .kinds import language_rules
+from .options import DEFAULT, TreeOptions
 from .walk import Columns, InstalledGrammar, compiled_walks, installed_grammar, walk
 
 _EXCERPT = 60
@@ -62,6 +63,7 @@ class Tree:
     source_bytes: int
     error_bytes: int
     faults: _Faults = ()
+    options: TreeOptions = DEFAULT
 
     @property
     def size(self) -> int:
@@ -100,8 +102,8 @@ class Tree:
         return found
 
 
-def parse(source: str | bytes, language: str = "python") -> Tree:
-    """Parse `source` into a :class:`Tree`; what is kept is decided in ``kinds.py``.
+def parse(source: str | bytes, language: str = "python", options: TreeOptions = DEFAULT) -> Tree:
+    """Parse `source` into a :class:`Tree`; `options` say what it keeps.
 
     Any text is accepted: broken, truncated or empty code, null bytes, any line ends. `bytes` need not be
     valid UTF-8; lone surrogates of a `str` count as three bytes, as in ``str.encode("utf-8",
@@ -117,7 +119,7 @@ def parse(source: str | bytes, language: str = "python") -> Tree:
     """
     source = as_bytes(source)
     rules = language_rules(language)
-    grammar = installed_grammar(language)
+    grammar = installed_grammar(language, options)
     root = _parser(grammar).parse(source).root_node
     label, kind, parent, leftmost, byte_span = walk(root, source, grammar)
     faults = _faults(root) if root.has_error else ()
@@ -132,18 +134,19 @@ def parse(source: str | bytes, language: str = "python") -> Tree:
         source_bytes=len(source),
         error_bytes=_error_bytes(faults),
         faults=faults,
+        options=options,
     )
 
 
 def parse_padded(
-    sources: Sequence[str | bytes], language: str, pad: int
+    sources: Sequence[str | bytes], language: str, options: TreeOptions, pad: int
 ) -> tuple[Columns, np.ndarray, list[float]] | None:
     """:func:`parse` of B sources in one compiled walk; None without the compiled extension.
 
     Returns the columns of the trees (B, N), padded with `pad`, their sizes (B,) and their error shares.
     """
     language_rules(language)  # an error that names the languages, also for what has no hash
-    grammar = installed_grammar(language)
+    grammar = installed_grammar(language, options)
     if grammar.walker is None:
         return None
     parser = _parser(grammar)

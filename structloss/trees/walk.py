@@ -19,6 +19,7 @@ import tree_sitter
 
 from .kinds import language_rules
 from .language_rules import ERROR, UNKNOWN, LanguageRules
+from .options import DEFAULT, TreeOptions
 
 try:
     from structloss._C import TreeWalker
@@ -33,13 +34,15 @@ _INTERPOLATION = {"never": 0, "prefix": 1, "escape": 2}
 
 _ERROR_ID = 0xFFFF
 _MOST_LABELS = 1 << 16
+_FIELD_MULTIPLIER = 0x9E3779B97F4A7C15
+_64_BITS = (1 << 64) - 1
 
 # Label, kind, parent, leftmost (n,) and byte spans (n, 2), all int64, in post-order.
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 # Grammar id -> (kind, mode) of the children that a node keeps.
 _Plan = dict[int, tuple[int, int]]
-# An open node: kind, mode, start, end, leftmost, first of its `roots`, plan, children still to come.
-_Frame = tuple[int, int, int, int, int, int, _Plan, Iterator[tree_sitter.Node]]
+# An open node: kind, mode, start, end, leftmost, first of its `roots`, field, plan, children still to come.
+_Frame = tuple[int, int, int, int, int, int, int, _Plan, Iterator[tuple[tree_sitter.Node, int]]]
 
 
 class TextLabels(dict[bytes, int]):
@@ -68,12 +71,13 @@ class InstalledGrammar(NamedTuple):
     kind_labels: tuple[int, ...]
     text_labels: tuple[TextLabels, ...]  # by kind
     prefix_labels: TextLabels  # of strings that keep their parts, by what stands before the quote
+    field_hashes: dict[str | None, int]  # empty where fields do not count
     interpolation: str
     walker: Any  # the compiled walk, or None
 
 
 @cache
-def installed_grammar(language: str) -> InstalledGrammar:
+def installed_grammar(language: str, options: TreeOptions = DEFAULT) -> InstalledGrammar:
     """The grammar of `language` and the rules for it.
 
     Raises ValueError for an unknown language, ImportError where its grammar is not installed.
@@ -90,17 +94,25 @@ def installed_grammar(language: str) -> InstalledGrammar:
                 named.append((i, name))
             else:
                 tokens.setdefault(name, []).append(i)
-    plan = {i: (kind_of.get(name, UNKNOWN), _mode(name, rules)) for i, name in named if name not in rules.dropped}
+    stays = not options.collapse
+    plan = {
+        i: (kind_of.get(name, UNKNOWN), _mode(name, rules, stays=stays))
+        for i, name in named
+        if name not in rules.dropped
+    }
     plan_below = {}
     for i, name in named:
-        kept = {t: (kind_of[text], _PLAIN) for text in rules.operators.get(name, ()) for t in tokens.get(text, ())}
+        operators = rules.operators.get(name, ()) if options.operators else ()
+        kept = {t: (kind_of[text], _PLAIN) for text in operators for t in tokens.get(text, ())}
         stay = rules.kept_below.get(name, ())
         kept |= {child: (kind_of[text], _mode(text, rules, stays=True)) for child, text in named if text in stay}
         if kept:
             plan_below[i] = plan | kept
     kind_labels = tuple(_label(name, b"") for name in rules.kinds)
-    text_labels = tuple(TextLabels(name, _string_text if name == rules.string else bytes) for name in rules.kinds)
-    prefix_labels = TextLabels(rules.string, bytes.lower)
+    text_labels = tuple(TextLabels(name, _significant(name, rules, options)) for name in rules.kinds)
+    prefix_labels = TextLabels(rules.string, bytes.lower if options.literals else _nothing)
+    fields = [grammar.field_name_for_id(i) for i in range(grammar.field_count + 1)] if options.fields else []
+    field_hashes: dict[str | None, int] = {name: _label("field", name.encode()) for name in fields if name}
     walker = None
     if TreeWalker is not None:
         ids = [*range(grammar.node_kind_count), _ERROR_ID]
@@ -111,11 +123,12 @@ def installed_grammar(language: str) -> InstalledGrammar:
             kind_labels=kind_labels,
             text_label=[labels.label_of for labels in text_labels],
             prefix_label=prefix_labels.label_of,
+            field_hashes=[field_hashes.get(name, 0) for name in fields],
             most_labels=_MOST_LABELS,
             interpolation=_INTERPOLATION[rules.interpolation],
         )
     return InstalledGrammar(
-        grammar, plan, plan_below, kind_labels, text_labels, prefix_labels, rules.interpolation, walker
+        grammar, plan, plan_below, kind_labels, text_labels, prefix_labels, field_hashes, rules.interpolation, walker
     )
 
 
@@ -138,6 +151,29 @@ def _mode(name: str, rules: LanguageRules, *, stays: bool = False) -> int:
     if name in rules.text_if_leaf:
         return _TEXT_IF_LEAF
     return _STRING if name == rules.string else _DESCEND
+
+
+def _significant(name: str, rules: LanguageRules, options: TreeOptions) -> Callable[[bytes], bytes]:
+    """What of the text of a kind's nodes their label holds."""
+    if not (options.literals if name in rules.literals else options.names):
+        return _nothing
+    return _string_text if name == rules.string else bytes
+
+
+def _nothing(text: bytes) -> bytes:
+    return b""
+
+
+def _in_field(label: int, field: int) -> int:
+    """The label of a node that stands in a field of its parent; 0 is no field. As in the compiled walk."""
+    return label if field == 0 else (((label ^ field) * _FIELD_MULTIPLIER) & _64_BITS) >> 1
+
+
+def _children(node: tree_sitter.Node, field_hashes: dict[str | None, int]) -> Iterator[tuple[tree_sitter.Node, int]]:
+    """The children with the hashes of their fields."""
+    if not field_hashes:
+        return ((child, 0) for child in node.children)
+    return ((child, field_hashes.get(node.field_name_for_child(i), 0)) for i, child in enumerate(node.children))
 
 
 def _label(kind_name: str, text: bytes) -> int:
@@ -192,25 +228,26 @@ def python_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar
     A loop, because code may be nested deeper than Python's stack. `frames` holds the open nodes around the
     current one, `roots` the finished subtrees that still wait for their parent.
     """
-    _, plain_plan, plan_below, kind_labels, text_labels, prefix_labels, interpolation, _ = grammar
+    _, plain_plan, plan_below, kind_labels, text_labels, prefix_labels, field_hashes, interpolation, _ = grammar
     rows: list[int] = []
     parents: list[int] = []
     roots: list[int] = []
     frames: list[_Frame] = []
 
     # The open node; the root of a hopeless source is an ERROR node.
-    kind, mode, start, end, left, base = (
+    kind, mode, start, end, left, base, field = (
         plain_plan[root.kind_id][0],
         _ROOT,
         root.start_byte,
         root.end_byte,
         0,
         0,
+        0,
     )
     plan = plan_below.get(root.kind_id, plain_plan)
-    children = iter(root.children)
+    children = _children(root, field_hashes)
     while True:
-        for node in children:
+        for node, node_field in children:
             node_id = node.kind_id
             if node_id not in plan:
                 continue
@@ -226,14 +263,14 @@ def python_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar
             ):
                 label = text_labels[node_kind][source[node_start:node_end]]
             else:
-                frames.append((kind, mode, start, end, left, base, plan, children))
+                frames.append((kind, mode, start, end, left, base, field, plan, children))
                 kind, mode, start, end = node_kind, node_mode, node_start, node_end
-                left, base = len(parents), len(roots)
+                left, base, field = len(parents), len(roots), node_field
                 plan = plan_below.get(node_id, plain_plan)
-                children = iter(node.children)
+                children = _children(node, field_hashes)
                 break
             here = len(parents)
-            rows += (label, node_kind, here, node_start, node_end)
+            rows += (_in_field(label, node_field), node_kind, here, node_start, node_end)
             parents.append(-1)
             roots.append(here)
         else:
@@ -252,11 +289,11 @@ def python_walk(root: tree_sitter.Node, source: bytes, grammar: InstalledGrammar
                     label = prefix_labels[_string_prefix(source[start:end])]
                 elif mode == _TEXT_IF_LEAF and not kept:
                     label = text_labels[kind][source[start:end]]
-                rows += (label, kind, left, start, end)
+                rows += (_in_field(label, field), kind, left, start, end)
                 parents.append(-1)
             if not frames:
                 break
-            kind, mode, start, end, left, base, plan, children = frames.pop()
+            kind, mode, start, end, left, base, field, plan, children = frames.pop()
     table = np.fromiter(rows, np.int64, len(rows)).reshape(-1, 5)
     label_kind_leftmost = np.ascontiguousarray(table[:, :3].T)
     parent = np.fromiter(parents, np.int64, len(parents))

@@ -175,7 +175,7 @@ def test_from_sources_is_the_batch_of_parsed_trees(
 ) -> None:
     if not compiled:
         grammar = installed_grammar(language)._replace(walker=None)
-        monkeypatch.setattr(syntax_tree, "installed_grammar", lambda language: grammar)
+        monkeypatch.setattr(syntax_tree, "installed_grammar", lambda language, options: grammar)
     whole = SAMPLES[language]
     generator = random.Random(0)
     torn = [whole[: generator.randrange(len(whole))] + generator.choice("([{'\"`\0") for _ in range(20)]
