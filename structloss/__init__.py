@@ -6,7 +6,8 @@ beside masked and weighted cross-entropy fused with the LM head.
     trees      parse, Tree, TreeBatch
     alignment  tree_edit_distance, align_trees, soft_tree_edit_distance, soft_tree_divergence, mapping_nll, tree_nll
     LM head    linear_cross_entropy, linear_logprob, linear_topk_kl, hidden_and_head, check_head
-    the loss   StructureAwareLoss, StructureBatch, StructureCollator, encode_example, VisitCache
+    the loss   StructureAwareLoss, StructureBatch, StructureCollator, encode_example, VisitCache, TeacherTopk
+    drop-ins   integrations: StructureLossMixin for Trainer and SFTTrainer, RowCollator, model_loss, capture, rollouts
     in loops   structloss.integrations (imported by name): TRL, transformers, loops of your own
     reading    explain
     metrics    metrics.syntax_match, metrics.dataflow_match, metrics.tsed, metrics.pass_at_k
@@ -21,6 +22,7 @@ from structloss.losses import (
     StructureBatch,
     StructureCollator,
     StructureLossOutput,
+    TeacherTopk,
     VisitCache,
     encode_example,
 )
@@ -43,6 +45,7 @@ __all__ = [
     "StructureBatch",
     "StructureCollator",
     "StructureLossOutput",
+    "TeacherTopk",
     "Tree",
     "TreeAlignment",
     "TreeBatch",

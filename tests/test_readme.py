@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
 
 
-def test_the_example_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), flags=re.DOTALL)
+def test_the_examples_run() -> None:
+    first, *blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), flags=re.DOTALL)
+    tested = Path("docs/examples/trl_sft.py").read_text()
+    own = textwrap.dedent(tested.partition("# --- the user's own ---\n")[2].partition("    # --- end ---")[0])
+    assert own.strip() in first, "the first example is the user's part of a file that tests/test_examples.py runs"
     assert blocks
     for block in blocks:
         names: dict = {}

@@ -52,9 +52,12 @@ class StudentWithLoss(nn.Module):
         attention_mask: torch.Tensor,
         structure: StructureBatch,
         progress: float,
+        diagnostics: bool = False,
     ) -> StructureLossOutput:
         made = hidden_and_head(self.student, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return self.loss(made.hidden, made.weight, structure, progress=progress, **made.options)
+        return self.loss(
+            made.hidden, made.weight, structure, progress=progress, diagnostics=diagnostics, **made.options
+        )
 
 
 class ExampleDataset(Dataset):
@@ -114,8 +117,7 @@ class StructureTrainer(Trainer):
         loss = model.loss
         uses_own_code = loss.alpha > 0.0 or loss.lambda_align > 0.0
         self.visits = VisitCache.for_loss(loss, tokenizer, workers=1) if uses_own_code else None
-        self._sums: dict[str, float] = {}
-        self._steps = 0
+        self._seen: dict[str, list[float]] = {}
         self._parse_seconds = 0.0
         self._since = time.perf_counter()
 
@@ -145,15 +147,22 @@ class StructureTrainer(Trainer):
             attention_mask=inputs["attention_mask"],
             structure=structure,
             progress=progress,
+            # Elsewhere the parts of a step can only be timed by waiting for the device.
+            diagnostics=self.args.device.type == "cpu" or (step + 1) % max(self.args.logging_steps, 1) == 0,
         )
         if self.visits is not None:
             self.visits.update(examples, output.argmax)
-        self._remember(output)
+        self._output = output
         return (output.loss, output) if return_outputs else output.loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with nullcontext() if self.visits is None else self.visits:
             return super().train(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._remember(self._output)  # after the backward, which measures the terms' gradients
+        return loss
 
     def _remember(self, output: StructureLossOutput) -> None:
         loss = output.loss.item()
@@ -162,19 +171,24 @@ class StructureTrainer(Trainer):
                 f"the loss is {loss} at step {self.state.global_step + 1}; "
                 "try a lower train.learning_rate, in a new run folder"
             )
-        self._steps += 1
         values = {f"loss_{name}": value for name, value in output.terms.items()} | output.metrics
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._seen.setdefault(name, []).append(float(value))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each term's value, the gap's statistics and the share of time spent parsing the student's code."""
+        """Adds each term's value, gradient and share of time, the gap's statistics, the time of reading own code."""
         if "loss" in logs:
             now = time.perf_counter()
-            logs |= {name: value / max(self._steps, 1) for name, value in self._sums.items()}
+            seconds, steps = max(now - self._since, 1e-9), len(self._seen.get("loss_token", ()))
+            for name, values in self._seen.items():
+                mean = sum(values) / len(values)
+                if name.startswith("seconds_"):
+                    logs["time_share_" + name.removeprefix("seconds_")] = mean * steps / seconds
+                else:
+                    logs[name] = mean
             logs["tokens"] = int(self.tokens_after[self.state.global_step - 1])
-            logs["parse_time_share"] = self._parse_seconds / max(now - self._since, 1e-9)
-            self._sums, self._steps, self._parse_seconds, self._since = {}, 0, 0.0, now
+            logs["parse_time_share"] = self._parse_seconds / seconds
+            self._seen, self._parse_seconds, self._since = {}, 0.0, now
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

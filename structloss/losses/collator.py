@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from structloss.losses.batch import CODE, IGNORE_INDEX, PROMPT, REASONING, StructureBatch
+from structloss.losses.batch import CODE, IGNORE_INDEX, PROMPT, REASONING, StructureBatch, TeacherTopk
 from structloss.trees import Tree, TreeBatch, innermost_nodes, parse, token_byte_spans
 from structloss.trees.options import DEFAULT, TreeOptions
 
@@ -26,6 +26,8 @@ class Example:
     token_node: (T,) int64 innermost node of each token, -1 = none.
     tree: of `code_prefix` + code. code_prefix: the part of the program that stands in the prompt.
     group_id, passed: for the pathway loss; -1 and None = in no group.
+    topk: (T, k) class ids and (T, k) log-probabilities of the teacher's stored distributions, see `TeacherTopk`; None =
+        not stored.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Example:
     code_prefix: str = ""
     group_id: int = -1
     passed: bool | None = None
+    topk: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -130,7 +133,8 @@ def encode_example(
 class StructureCollator:
     """Pads examples to a batch: `input_ids`, `attention_mask`, `structure` (a `StructureBatch`) and `examples`.
 
-    Labels are the tokens of the reasoning and the code; the prompt and the padding are ignored.
+    Labels are the tokens of the reasoning and the code; the prompt and the padding are ignored. Where any example has
+    `topk`, the batch has; the tokens of the others have no teacher there.
 
     Args:
         pad_token_id: id to pad with.
@@ -138,7 +142,7 @@ class StructureCollator:
             pathway term wants.
 
     Raises:
-        ValueError: no padding id; a batch of nothing, or of what `encode_example` did not make.
+        ValueError: no padding id; a batch of nothing, or of what `encode_example` did not make; `topk` of other tokens.
     """
 
     def __init__(self, pad_token_id: int, *, with_groups: bool = False) -> None:
@@ -182,6 +186,7 @@ class StructureCollator:
             ),
             group_id=torch.tensor([example.group_id for example in examples]) if grouped else None,
             passed=torch.tensor([example.passed is not False for example in examples]) if grouped else None,
+            topk=_padded_topk(examples, width),
         )
         return {
             "input_ids": torch.from_numpy(input_ids),
@@ -189,3 +194,21 @@ class StructureCollator:
             "structure": structure,
             "examples": list(examples),
         }
+
+
+def _padded_topk(examples: Sequence[Example], width: int) -> TeacherTopk | None:
+    stored = [(row, example, example.topk) for row, example in enumerate(examples) if example.topk is not None]
+    if not stored:
+        return None
+    for _, example, (ids, logprobs) in stored:
+        if ids.ndim != 2 or len(ids) != len(example) or ids.shape != logprobs.shape:
+            raise ValueError(
+                f"topk: example {example.id!r} has {len(example)} tokens, so ids and log-probabilities want shape "
+                f"({len(example)}, k), got {ids.shape} and {logprobs.shape}"
+            )
+    shape = (len(examples), width, max(ids.shape[1] for _, _, (ids, _) in stored))
+    ids_out, logprobs_out = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    for row, example, (ids, logprobs) in stored:
+        ids_out[row, : len(example), : ids.shape[1]] = ids
+        logprobs_out[row, : len(example), : ids.shape[1]] = logprobs
+    return TeacherTopk(torch.from_numpy(ids_out), torch.from_numpy(logprobs_out))

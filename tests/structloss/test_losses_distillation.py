@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
-from structloss import StructureAwareLoss, StructureBatch, linear_topk_kl
+from structloss import StructureAwareLoss, StructureBatch, StructureCollator, linear_topk_kl
 from structloss.losses import CODE, PROMPT, TeacherTopk, structural_factors, structural_gap
 from structloss.losses.token_weights import gather_node_values
 from tests.structloss.loss_examples import grouped_batch, head_for, seen_batch, token_nll
@@ -99,3 +102,23 @@ def test_what_kd_wants(tokenizer, batch) -> None:
         StructureBatch(**(vars(batch) | {"topk": TeacherTopk(ids, ids[..., 1:].double())}))
     with pytest.raises(ValueError, match="^lambda_kd:"):
         StructureAwareLoss(lambda_kd=-1.0)
+
+
+def test_the_collator_pads_what_was_stored(tokenizer, examples) -> None:
+    """Of another k each, and of an example without a teacher."""
+    stored = []
+    for number, example in enumerate(examples[:2]):
+        ids = np.arange(len(example) * (number + 1)).reshape(len(example), -1) % 7
+        stored.append(replace(example, topk=(ids, np.log(np.full(ids.shape, 0.1 + number / 10)))))
+    structure = StructureCollator(tokenizer.pad_token_id)([*stored, examples[2]])["structure"]
+    assert structure.topk.ids.shape == (*structure.labels.shape, 2)
+    for row, example in enumerate(stored):
+        k = row + 1
+        assert torch.equal(structure.topk.ids[row, : len(example), :k], torch.from_numpy(example.topk[0]))
+        assert (structure.topk.ids[row, len(example) :] == -1).all()
+    assert (structure.topk.ids[0, :, 1] == -1).all()
+    assert (structure.topk.ids[2] == -1).all()
+    assert StructureCollator(tokenizer.pad_token_id)(examples)["structure"].topk is None
+    wrong = replace(examples[0], topk=(np.zeros((3, 2), dtype=np.int64), np.zeros((3, 2))))
+    with pytest.raises(ValueError, match=r"^topk: example 'sample-0' has \d+ tokens"):
+        StructureCollator(tokenizer.pad_token_id)([wrong])

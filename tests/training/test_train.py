@@ -34,7 +34,7 @@ train_arm(run, config, sys.argv[2], threads=1)
 def curve(run: RunFolder, arm: str) -> list[dict]:
     rows = list(read_jsonl(run.arm(arm) / "log.jsonl"))
     return [
-        {key: value for key, value in row.items() if key not in ("parse_time_share", "epoch", "seconds")}
+        {key: value for key, value in row.items() if "time_share" not in key and key not in ("epoch", "seconds")}
         for row in rows
     ]
 
@@ -46,6 +46,9 @@ def test_training_learns_and_ends_by_its_budget(tiny_run: tuple[RunFolder, RunCo
     assert summary["tokens"] >= config.train.tokens
     assert summary["tokens"] - config.train.tokens < 4 * config.data.max_tokens
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    logged = list(read_jsonl(run.arm("structure_aware") / "log.jsonl"))[-1]
+    assert {"loss_token", "gradient_norm_token", "time_share_token", "gap_mean", "parse_time_share"} <= set(logged)
+    assert 0 < logged["time_share_token"] < 1
     assert rows[-1]["tokens"] == summary["tokens"] or rows[-1]["step"] < summary["steps"]
     assert {"loss_token", "loss_align", "gap_mean", "student_confidence", "code_accuracy"} <= set(rows[-1])
     assert (run.arm("structure_aware") / "model" / "model.safetensors").is_file()
