@@ -153,7 +153,8 @@ def grade_evalplus(
     name: str, samples: list[Row], folder: Path, data: Path, evalplus: Path, workers: int
 ) -> dict[str, Row]:
     """EvalPlus's verdicts by sample id; a whole run that stands in the folder is not made again."""
-    path, results = folder / "samples.jsonl", folder / "samples_eval_results.json"
+    path = folder / "samples.jsonl"
+    results = results_of(path)
     ids = [sample["id"] for sample in samples]
     if not path.is_file() or [row["id"] for row in read_jsonl(path)] != ids:
         results.unlink(missing_ok=True)
@@ -171,8 +172,11 @@ def grade_evalplus(
     }
 
 
-def run_evalplus(name: str, samples: Path, data: Path, evalplus: Path, workers: int) -> None:
-    """EvalPlus's command line on a samples file; its results and its log are written beside it."""
+def run_evalplus(name: str, samples: Path, data: Path, evalplus: Path, workers: int) -> float:
+    """EvalPlus's command line on a samples file; its results and its log are written beside it.
+
+    Returns the seconds until the results were written. (It ends later: one of its threads sleeps for 20 s.)
+    """
     dataset, variable = SETS[name]
     environ = os.environ | {
         variable: str(data.resolve()),
@@ -181,8 +185,17 @@ def run_evalplus(name: str, samples: Path, data: Path, evalplus: Path, workers: 
     environ.pop("PYTHONPATH", None)
     command = [str(evalplus / "bin" / "python"), "-m", "evalplus.evaluate", dataset]
     command += ["--samples", str(samples.resolve()), "--parallel", str(workers)]
+    results = results_of(samples)
+    results.unlink(missing_ok=True)
+    started = time.time()
     with samples.with_suffix(".log").open("w") as log:
         subprocess.run(command, env=environ, stdout=log, stderr=log, check=True, cwd=samples.parent)
+    return results.stat().st_mtime - started
+
+
+def results_of(samples: Path) -> Path:
+    """Where EvalPlus puts the results of a samples file."""
+    return samples.with_name(f"{samples.stem}_eval_results.json")
 
 
 def cause_of(row: Row, sample: Row) -> str:
@@ -204,7 +217,7 @@ CAUSES: dict[str, Callable[[Row, Row], bool]] = {
 def throughput(name: str, options: argparse.Namespace) -> Row:
     """Samples a second of both on the same solutions: once with one, once with three of each task.
 
-    The difference of the two runs is free of start-up; expected outputs are made before the clock starts.
+    The difference of the two runs is free of start-up; expected outputs are made before the clocks start.
     """
     benchmark = load_benchmark(name, options.data)
     problems = benchmark.problems[:: options.every]
@@ -218,10 +231,7 @@ def throughput(name: str, options: argparse.Namespace) -> Row:
     seconds: dict[str, list[float]] = {"ours": [], "evalplus": []}
     run_evalplus(name, folder / "once.jsonl", subset, options.evalplus, options.workers)
     for path in (folder / "once.jsonl", folder / "thrice.jsonl"):
-        path.with_name(path.stem + "_eval_results.json").unlink(missing_ok=True)
-        started = time.monotonic()
-        run_evalplus(name, path, subset, options.evalplus, options.workers)
-        seconds["evalplus"].append(time.monotonic() - started)
+        seconds["evalplus"].append(run_evalplus(name, path, subset, options.evalplus, options.workers))
     by_task = {problem["task_id"]: problem for problem in problems}
     cache = options.work / "expected"
     with Sandbox(workers=options.workers, memory_mb=MEMORY_MB) as sandbox:
