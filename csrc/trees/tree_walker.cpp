@@ -21,6 +21,7 @@ namespace structloss {
 namespace {
 
 namespace py = pybind11;
+using Integers = py::array_t<int64_t>;
 
 // The values are those of walk.py.
 enum class Mode : int { dropped = -1, descend, transparent, atom, plain, string, text_if_leaf, root };
@@ -114,53 +115,61 @@ class TextLabels {
 
     int64_t operator[](std::string_view text) {
         const size_t hash = std::hash<std::string_view>{}(text);
-        const Slot& slot = slots_[find(text, hash)];
-        return slot.label >= 0 ? slot.label : add(text, hash);
+        const uint32_t found = places_[place(text, hash)];
+        return found ? entries_[found - 1].label : add(text, hash);
     }
 
     void clear() {
         texts_.clear();
-        slots_.assign(16, {});
-        held_ = 0;
+        entries_.clear();
+        places_.assign(16, 0);
     }
 
   private:
-    struct Slot {
+    struct Entry {
         size_t hash, start, size;
-        int64_t label = -1;
+        int64_t label;
     };
 
     // Where the text stands, or would.
-    size_t find(std::string_view text, size_t hash) const {
-        const size_t mask = slots_.size() - 1;
+    size_t place(std::string_view text, size_t hash) const {
+        const size_t mask = places_.size() - 1;
         size_t at = hash & mask;
-        while (slots_[at].label >= 0 &&
-               (slots_[at].hash != hash ||
-                text != std::string_view(texts_).substr(slots_[at].start, slots_[at].size)))
-            at = (at + 1) & mask;
+        while (places_[at] && !is(entries_[places_[at] - 1], text, hash)) at = (at + 1) & mask;
         return at;
+    }
+
+    bool is(const Entry& entry, std::string_view text, size_t hash) const {
+        return entry.hash == hash && text == text_of(entry);
+    }
+
+    std::string_view text_of(const Entry& entry) const {
+        return std::string_view(texts_).substr(entry.start, entry.size);
     }
 
     int64_t add(std::string_view text, size_t hash) {
         // Another thread may walk while Python computes the label.
         const int64_t label = label_of_(py::bytes(text.data(), text.size())).cast<int64_t>();
-        if (held_ >= most_) clear();
-        if (2 * ++held_ > slots_.size()) {
-            std::vector<Slot> all(2 * slots_.size());
-            all.swap(slots_);
-            for (const Slot& slot : all)
-                if (slot.label >= 0)
-                    slots_[find(std::string_view(texts_).substr(slot.start, slot.size), slot.hash)] = slot;
-        }
-        slots_[find(text, hash)] = {hash, texts_.size(), text.size(), label};
+        if (entries_.size() >= most_) clear();
+        entries_.push_back({hash, texts_.size(), text.size(), label});
         texts_ += text;
+        size_t unplaced = entries_.size() - 1;
+        if (2 * entries_.size() > places_.size()) {
+            places_.assign(2 * places_.size(), 0);
+            unplaced = 0;
+        }
+        for (; unplaced < entries_.size(); ++unplaced) {
+            const Entry& entry = entries_[unplaced];
+            places_[place(text_of(entry), entry.hash)] = static_cast<uint32_t>(unplaced + 1);
+        }
         return label;
     }
 
     py::object label_of_;
-    size_t most_, held_ = 0;
+    size_t most_;
     std::string texts_;
-    std::vector<Slot> slots_ = std::vector<Slot>(16);
+    std::vector<Entry> entries_;
+    std::vector<uint32_t> places_ = std::vector<uint32_t>(16);  // in entries_, from 1; 0 is free
 };
 
 // Narrow, so that a batch of them leaves room in the cache for the parser.
@@ -175,8 +184,8 @@ py::tuple padded(const std::vector<Row>& rows, const std::vector<int64_t>& sizes
     const auto trees = static_cast<py::ssize_t>(sizes.size());
     const auto most =
         sizes.empty() ? 0 : static_cast<py::ssize_t>(*std::max_element(sizes.begin(), sizes.end()));
-    py::array_t<int64_t> label({trees, most}), kind({trees, most}), parent({trees, most}),
-        leftmost({trees, most}), span({trees, most, py::ssize_t{2}});
+    Integers label({trees, most}), kind({trees, most}), parent({trees, most}), leftmost({trees, most}),
+        span({trees, most, py::ssize_t{2}});
     int64_t *to_label = label.mutable_data(), *to_kind = kind.mutable_data(),
             *to_parent = parent.mutable_data(), *to_leftmost = leftmost.mutable_data(),
             *to_span = span.mutable_data();
@@ -194,7 +203,24 @@ py::tuple padded(const std::vector<Row>& rows, const std::vector<int64_t>& sizes
             *to = std::fill_n(*to, most - size, pad);
         to_span = std::fill_n(to_span, 2 * (most - size), pad);
     }
-    return py::make_tuple(py::array_t<int64_t>(trees, sizes.data()), label, kind, parent, leftmost, span);
+    return py::make_tuple(Integers(trees, sizes.data()), label, kind, parent, leftmost, span);
+}
+
+// The compiled twin of `_table_columns` in structloss/trees/batch.py.
+int64_t table_columns(const Integers& parent, const Integers& leftmost) {
+    const auto its_parent = parent.unchecked<2>(), its_leftmost = leftmost.unchecked<2>();
+    int64_t most = 0;
+    for (py::ssize_t tree = 0; tree < parent.shape(0); ++tree) {
+        int64_t as_given = 0, mirrored = 0;
+        for (py::ssize_t node = 0; node < parent.shape(1) && its_leftmost(tree, node) >= 0; ++node) {
+            const int64_t left = its_leftmost(tree, node), above = its_parent(tree, node);
+            if (above >= parent.shape(1)) throw py::index_error("parent: no such node");
+            if (above < 0 || its_leftmost(tree, above) != left) as_given += node - left + 2;
+            if (above != node + 1) mirrored += node - left + 2;
+        }
+        most = std::max({most, as_given, mirrored});
+    }
+    return most;
 }
 
 class TreeWalker {
@@ -405,6 +431,8 @@ void bind_tree_walker(py::module_& module) {
              py::arg("interpolation"))
         .def("walk", &TreeWalker::walk, py::arg("trees"), py::arg("pad"))
         .def("forget_labels", &TreeWalker::forget_labels);
+    module.def("table_columns", &table_columns, py::arg("parent").noconvert(),
+               py::arg("leftmost").noconvert());
 }
 
 }  // namespace structloss

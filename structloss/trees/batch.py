@@ -14,6 +14,11 @@ from .options import DEFAULT, TreeOptions
 from .syntax_tree import Tree, parse, parse_padded
 from .token_spans import token_spans_of
 
+try:
+    from structloss._C import table_columns as compiled_table_columns
+except ImportError:  # the extension is optional at run time
+    compiled_table_columns = None
+
 _PAD = -1
 _COLUMNS = ("label", "kind", "parent", "leftmost", "byte_span")
 
@@ -204,14 +209,14 @@ def _to_tensors(
 
 def _table_columns(parent: np.ndarray, leftmost: np.ndarray) -> int:
     """Of padded (B, N) arrays. Keyroots are all nodes but first children; in the mirrored tree, but last children."""
-    trees, nodes = parent.shape
-    node = np.arange(nodes)
-    columns = node + 2 - leftmost
-    real = leftmost >= 0
-    of_parent = leftmost.ravel()[parent + nodes * np.arange(trees)[:, None]]
-    as_given = real & ((parent < 0) | (leftmost != of_parent))
-    mirrored = real & (parent != node + 1)
-    return max(int(np.einsum("ij,ij->i", columns, keyroots).max(initial=0)) for keyroots in (as_given, mirrored))
+    if compiled_table_columns is not None:
+        return compiled_table_columns(parent, leftmost)
+    node = np.arange(parent.shape[1])
+    columns = (node - leftmost + 2) * (leftmost >= 0)
+    first_child = (parent >= 0) & (leftmost == np.take_along_axis(leftmost, np.maximum(parent, 0), axis=1))
+    last_child = parent == node + 1
+    as_given, mirrored = ((columns * ~child).sum(axis=1) for child in (first_child, last_child))
+    return int(np.maximum(as_given, mirrored).max(initial=0))
 
 
 def _integers(argument: str, tree: int, values: Sequence[int] | np.ndarray, size: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from structloss.trees import (
     syntax_tree,
     token_byte_spans,
 )
+from structloss.trees import batch as batch_module
 from structloss.trees.kinds import LANGUAGES
 from structloss.trees.walk import installed_grammar
 from tests.structloss.test_trees_hard_inputs import SAMPLES
@@ -328,9 +329,23 @@ def test_table_columns_of_any_trees(forms: list[list]) -> None:
     parents: list[list[int]] = [[] for _ in forms]
     for form, p in zip(forms, parents, strict=True):
         number(form, p, [])
-    batch = TreeBatch.from_parents([[0] * len(p) for p in parents], parents)
-    assert type(batch.table_columns) is int
-    assert batch.table_columns == max((max(keyroot_columns(form)) for form in forms), default=0)
+    for compiled in {None, batch_module.compiled_table_columns}:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batch_module, "compiled_table_columns", compiled)
+            batch = TreeBatch.from_parents([[0] * len(p) for p in parents], parents)
+        assert type(batch.table_columns) is int
+        assert batch.table_columns == max((max(keyroot_columns(form)) for form in forms), default=0)
+
+
+@pytest.mark.skipif(batch_module.compiled_table_columns is None, reason="the compiled extension was not built")
+def test_compiled_table_columns_of_real_trees_and_of_none() -> None:
+    trees = TreeBatch.from_sources([*SOURCES, SAMPLES["python"]])
+    compiled = trees.table_columns
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_module, "compiled_table_columns", None)
+        assert batch_module._table_columns(trees.parent.numpy(), trees.leftmost.numpy()) == compiled
+    with pytest.raises(IndexError, match="parent: no such node"):
+        batch_module._table_columns(np.array([[5, -1]]), np.array([[0, 0]]))
 
 
 def keyroot_columns(form: list, keyroot: tuple[bool, bool] = (True, True)) -> tuple[int, int]:
