@@ -42,6 +42,14 @@ class AlignmentHead(nn.Module):
         self.rho = rho
         self.num_kinds = num_kinds
         self.kinds = nn.Linear(hidden_size, num_kinds + 1)
+        self.kind_version: str | None = None
+
+    def get_extra_state(self) -> dict[str, str | None]:
+        """Beside the weights: what the kinds that they score mean."""
+        return {"kind_version": self.kind_version}
+
+    def set_extra_state(self, state: dict[str, str | None]) -> None:
+        self.kind_version = state["kind_version"]
 
     def negative_log_likelihood(
         self, logits: torch.Tensor, has_state: torch.Tensor, student: TreeBatch, teacher: TreeBatch
@@ -64,8 +72,16 @@ class AlignmentHead(nn.Module):
         """The loss; `rows` (B,) bool chooses the rows that count.
 
         Raises:
-            ValueError: hidden states of another width, or kinds (looked at on a CPU only) that the head does not have.
+            ValueError: hidden states of another width, kinds of another vocabulary than in the first call (a checkpoint
+                remembers it), or kinds (looked at on a CPU only) that the head does not have.
         """
+        if teacher.kind_version is not None and teacher.kind_version != self.kind_version:
+            if self.kind_version is not None:
+                raise ValueError(
+                    f"teacher: its kinds are of version {teacher.kind_version!r}, but the alignment head has "
+                    f"{self.kind_version!r}; train a new head, or use the release that trained this one"
+                )
+            self.kind_version = teacher.kind_version
         if hidden.shape[2] != self.kinds.in_features:
             raise ValueError(
                 f"hidden: has width {hidden.shape[2]}, but the alignment head was made for {self.kinds.in_features}; "

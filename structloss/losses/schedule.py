@@ -26,8 +26,8 @@ def ramp(progress: float, *, shape: Shape = "linear", end: float = 0.5) -> float
     >>> ramp(0.25), ramp(0.75), ramp(0.0, shape="constant")
     (0.5, 1.0, 1.0)
     """
-    if not 0.0 <= progress <= 1.0:
-        raise ValueError(f"progress: wants the share of training done, in [0, 1], got {progress}")
+    if not isinstance(progress, (int, float)) or not 0.0 <= progress <= 1.0:
+        raise ValueError(f"progress: wants the share of training done, in [0, 1], got {progress!r}")
     if not 0.0 < end <= 1.0:
         raise ValueError(f"end: wants a progress in (0, 1], got {end}")
     if shape == "constant":

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from structloss.lm_head import linear_cross_entropy, linear_logprob, linear_topk_kl
+from structloss.lm_head.topk_formula import KINDS, TAILS
 from structloss.losses.alignment_head import AlignmentHead
 from structloss.losses.batch import CODE, IGNORE_INDEX, StructureBatch, first_token_hidden_index
 from structloss.losses.diagnostics import Diagnostics
 from structloss.losses.pathway import distance_to_right, pathway_loss
 from structloss.losses.schedule import Shape, ramp
 from structloss.losses.token_weights import (
+    check_costs,
     check_same_kinds,
     gather_node_values,
     region_weights,
@@ -80,7 +82,7 @@ class StructureAwareLoss(nn.Module):
             `linear_topk_kl`. L_kd is multiplied by temperature^2, so that its gradient keeps its size.
 
     Raises:
-        ValueError: negative weights, or an alignment term without the sizes of its head.
+        ValueError: numbers out of range, or an alignment term without the sizes of its head.
     """
 
     def __init__(
@@ -117,9 +119,18 @@ class StructureAwareLoss(nn.Module):
             "lambda_path": lambda_path,
             "lambda_kd": lambda_kd,
         }
-        for name, value in weights.items():
+        margins = {"path_margin": path_margin, "path_margin_per_distance": path_margin_per_distance}
+        for name, value in (weights | margins).items():
             if not value >= 0.0:
                 raise ValueError(f"{name}: wants a number >= 0, got {value}")
+        positive = {"gap_temperature": gap_temperature, "path_beta": path_beta, "kd_temperature": kd_temperature}
+        for name, value in positive.items():
+            if not value > 0.0:
+                raise ValueError(f"{name}: wants a number > 0, got {value}")
+        check_costs(same_kind, literal)
+        for name, choice, known in (("kd_kind", kd_kind, KINDS), ("kd_tail", kd_tail, TAILS)):
+            if choice not in known:
+                raise ValueError(f"{name}: wants one of {', '.join(map(repr, known))}, got {choice!r}")
         ramp(0.0, shape=ramp_shape, end=ramp_end)
         self.reasoning_weight = reasoning_weight
         self.code_weight = code_weight

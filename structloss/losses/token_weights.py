@@ -23,9 +23,7 @@ def relabel_costs(a: TreeBatch, b: TreeBatch, *, same_kind: float = 0.5, literal
         ValueError: costs outside [0, 1], trees of two languages, or `literal` for trees whose kinds have no version
             (those of ``TreeBatch.from_parents``).
     """
-    for name, value in (("same_kind", same_kind), ("literal", literal)):
-        if value is not None and not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}: wants a cost in [0, 1], got {value}")
+    check_costs(same_kind, literal)
     check_same_kinds(a, b)
     other_text: float | torch.Tensor = same_kind
     if literal is not None:
@@ -40,6 +38,12 @@ def relabel_costs(a: TreeBatch, b: TreeBatch, *, same_kind: float = 0.5, literal
     kind = a.kind.unsqueeze(2) == b.kind.unsqueeze(1)
     costs = torch.where(kind, other_text, 1.0)
     return torch.where(label, 0.0, costs).to(torch.float32)
+
+
+def check_costs(same_kind: float, literal: float | None) -> None:
+    for name, value in (("same_kind", same_kind), ("literal", literal)):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name}: wants a cost in [0, 1], got {value}")
 
 
 def check_same_kinds(student: TreeBatch, teacher: TreeBatch) -> None:

@@ -16,7 +16,7 @@ from structloss import StructureAwareLoss, StructureBatch, StructureCollator, Vi
 from structloss.losses import Example
 from structloss.losses.batch import first_token_hidden_index
 from structloss.trees import TreeBatch, num_kinds, parse
-from tests.structloss.test_losses_structure_aware import head_for, make_examples
+from tests.structloss.loss_examples import head_for, make_examples
 
 ALIGN = {"lambda_align": 1.0, "ramp_shape": "constant", "hidden_size": 8, "num_kinds": num_kinds("python")}
 
@@ -264,3 +264,44 @@ def test_the_students_tree_without_its_hidden_states(case: Case) -> None:
 
 def test_numpy_padding_ids_are_ids(case: Case) -> None:
     assert StructureCollator(np.int64(0))(case.examples)["input_ids"].shape == case.batch.labels.shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"gap_temperature": 0.0}, "gap_temperature"),
+        ({"same_kind": 2.0}, "same_kind"),
+        ({"literal": -0.1}, "literal"),
+        ({"path_beta": -1.0}, "path_beta"),
+        ({"path_margin": -1.0}, "path_margin"),
+        ({"kd_temperature": 0.0}, "kd_temperature"),
+        ({"kd_kind": "both"}, "kd_kind"),
+        ({"kd_tail": "cut"}, "kd_tail"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_where_the_loss_is_made(arguments, named) -> None:
+    with pytest.raises(ValueError, match=f"^{named}: wants"):
+        StructureAwareLoss(**arguments)
+
+
+def test_progress_wants_a_number(tokenizer, batch) -> None:
+    hidden, weight = head_for(tokenizer, batch)
+    with pytest.raises(ValueError, match="^progress: wants the share of training done"):
+        StructureAwareLoss()(hidden, weight, batch, progress=None)
+
+
+def test_an_alignment_head_remembers_what_its_kinds_mean(tokenizer, batch, tmp_path) -> None:
+    hidden, weight = head_for(tokenizer, batch, dtype=torch.float32)
+
+    def make() -> StructureAwareLoss:
+        return StructureAwareLoss(lambda_align=1.0, hidden_size=8, num_kinds=400, ramp_shape="constant")
+
+    loss = make()
+    loss(hidden, weight, batch, progress=1.0)
+    torch.save(loss.state_dict(), tmp_path / "loss.pt")
+    loaded = make()
+    loaded.load_state_dict(torch.load(tmp_path / "loss.pt", weights_only=True))
+    loaded(hidden, weight, batch, progress=1.0)
+    other = replace(batch, teacher=replace(batch.teacher, kind_version="python-2"))
+    with pytest.raises(ValueError, match="^teacher: its kinds are of version 'python-2', but the alignment head"):
+        loaded(hidden, weight, other, progress=1.0)
