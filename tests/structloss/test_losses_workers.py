@@ -15,19 +15,9 @@ from torch.utils.data import DataLoader
 
 from structloss import StructureAwareLoss, StructureBatch, StructureCollator, VisitCache
 from structloss.losses import CODE, Example, OwnCodeError, structural_gap
-from tests.structloss.loss_examples import head_for, make_examples
+from tests.structloss.loss_examples import head_for
 
 LOSS = StructureAwareLoss(gap_temperature=0.4, same_kind=0.3, literal=0.9)
-
-
-@pytest.fixture
-def examples(tokenizer) -> list[Example]:
-    return make_examples(tokenizer)
-
-
-@pytest.fixture
-def batch(tokenizer, examples) -> StructureBatch:
-    return StructureCollator(tokenizer.pad_token_id)(examples)["structure"]
 
 
 def noisy(labels: torch.Tensor, vocabulary: int, share: float, seed: int) -> torch.Tensor:
