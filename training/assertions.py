@@ -17,6 +17,14 @@ from typing import Any
 
 from training import plain_data
 
+
+def _contains(a: Any, b: Any) -> bool:
+    """`a in b`, but no walk through a range, which a program may have made endless."""
+    if isinstance(b, range) and not isinstance(a, int):
+        return isinstance(a, float) and a.is_integer() and int(a) in b
+    return a in b
+
+
 _COMPARISONS: dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], bool]]] = {
     ast.Eq: ("==", operator.eq),
     ast.NotEq: ("!=", operator.ne),
@@ -24,8 +32,8 @@ _COMPARISONS: dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], bool]]] = {
     ast.LtE: ("<=", operator.le),
     ast.Gt: (">", operator.gt),
     ast.GtE: (">=", operator.ge),
-    ast.In: ("in", lambda a, b: a in b),
-    ast.NotIn: ("not in", lambda a, b: a not in b),
+    ast.In: ("in", _contains),
+    ast.NotIn: ("not in", lambda a, b: not _contains(a, b)),
     ast.Is: ("is", lambda a, b: type(a) is type(b) and a == b),
     ast.IsNot: ("is not", lambda a, b: type(a) is not type(b) or a != b),
 }

@@ -131,6 +131,7 @@ class SandboxConfig(Section):
     workers: int = Field(2, ge=1)
     time_limit_s: float = Field(4.0, gt=0)
     memory_mb: int = Field(512, ge=64)
+    bubblewrap: bool = Field(False, description="start the workers behind bubblewrap as well, which must be installed")
     unsafe: bool = Field(False, description="run without isolation where the machine has none")
 
 

@@ -85,7 +85,9 @@ def verify_data(run: RunFolder, config: RunConfig) -> dict[str, Any]:
     problems = list(jsonl.read_jsonl(run.problems_path))
     settings = config.sandbox
     summary: dict[str, Any] = {}
-    with Sandbox(workers=settings.workers, memory_mb=settings.memory_mb, unsafe=settings.unsafe) as sandbox:
+    with Sandbox(
+        workers=settings.workers, memory_mb=settings.memory_mb, bubblewrap=settings.bubblewrap, unsafe=settings.unsafe
+    ) as sandbox:
         summary["isolation"] = sandbox.isolation
         files = {"traces": (run.traces_path, run.verified_path)}
         if wants_pathways(config):

@@ -57,6 +57,7 @@ def examine(*, programs: int = 200) -> int:
         return 1
     print(f"\nshort programs a second: {rate:.0f} with one worker")
     _numpy()
+    _bubblewrap()
     missing = [layer for layer in WALLS if not held[layer]]
     if missing:
         wanted = sorted({WALLS[layer][1] for layer in missing})
@@ -81,6 +82,16 @@ def programs_a_second(sandbox: Sandbox, count: int) -> float:
             raise RuntimeError(f"the sandbox is wrong about a right program: {wrong[0]}")
         times.append((time.perf_counter() - started) / len(batch))
     return 1.0 / statistics.median(times)
+
+
+def _bubblewrap() -> None:
+    try:
+        with Sandbox(workers=1, bubblewrap=True, unsafe=True) as sandbox:
+            rate = programs_a_second(sandbox, 50)
+    except SandboxUnavailable as error:
+        print(f"{error} (it is only wanted where sandbox.bubblewrap=true asks for it)")
+    else:
+        print(f"bubblewrap: it starts; {rate:.0f} short programs a second behind it")
 
 
 def _numpy() -> None:

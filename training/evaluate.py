@@ -152,7 +152,9 @@ def judge(
         program_from_problem(by_id[sample["id"]], sample["code"], prelude=prelude, time_limit_s=settings.time_limit_s)
         for sample in samples
     )
-    with Sandbox(workers=settings.workers, memory_mb=settings.memory_mb, unsafe=settings.unsafe) as sandbox:
+    with Sandbox(
+        workers=settings.workers, memory_mb=settings.memory_mb, bubblewrap=settings.bubblewrap, unsafe=settings.unsafe
+    ) as sandbox:
         for row, verdict in zip(samples, sandbox.run(programs), strict=True):
             problem = by_id[row["id"]]
             if verdict.status == "sandbox_error":

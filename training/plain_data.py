@@ -22,6 +22,8 @@ MAX_DEPTH = 100
 MAX_NODES = 200_000
 # Integers with equal hashes make a set quadratic; this bounds what a hostile result can cost its grader.
 MAX_HASHED = 10_000
+# To reduce a fraction takes quadratic time.
+MAX_FRACTION_DIGITS = 10_000
 _EXACT = 2**53
 
 _DICT_KEYS: type = type({}.keys())
@@ -91,7 +93,9 @@ class _Encoder:
         if kind is range:
             return {"range": [hex(value.start), hex(value.stop), hex(value.step)]}
         if kind is Fraction:
-            return {"fraction": [hex(value.numerator), hex(value.denominator)]}
+            parts = [hex(value.numerator), hex(value.denominator)]
+            _check_fraction(parts)
+            return {"fraction": parts}
         if kind is Decimal:
             return {"decimal": str(value)}
         raise NotPlain(f"a value of type {type.__dict__['__name__'].__get__(kind)}")
@@ -105,6 +109,11 @@ class _Encoder:
 
     def _float(self, number: float) -> Any:
         return number if math.isfinite(number) else {"float": repr(number)}
+
+
+def _check_fraction(parts: list[Any]) -> None:
+    if any(len(part) > MAX_FRACTION_DIGITS for part in parts):
+        raise NotPlain(f"a fraction of more than {MAX_FRACTION_DIGITS} hexadecimal digits")
 
 
 def _parts(value: Any) -> tuple[float, float]:
@@ -138,6 +147,8 @@ def _decode(data: Any, depth: int) -> Any:
     if not isinstance(content, list):
         raise NotPlain(f"malformed {tag}")
     if tag in ("range", "fraction"):
+        if tag == "fraction":
+            _check_fraction(content)
         numbers = [_decode_text("int", item) for item in content]
         return range(*numbers) if tag == "range" else Fraction(*numbers)
     if tag in ("set", "frozenset", "dict") and len(content) > MAX_HASHED:

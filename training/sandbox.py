@@ -24,6 +24,7 @@ from typing import Any
 
 from training import plain_data
 from training.assertions import Case, Check, PreparedCall, Side, case_check, clean_prelude, split_assert
+from training.sandbox_bubblewrap import BubblewrapRefuses, wrapper
 from training.sandbox_worker import Worker, WorkerDied, packages_for_programs, readable
 from training.verdicts import Status, Verdict, judge, read_events
 
@@ -88,9 +89,11 @@ class Sandbox:
     may print and return. packages: names of installed packages that programs may import, such as "numpy"; they are
     loaded once and cost a run nothing.
     retry_timeouts: a program that ran out of time runs once more, while nothing else runs, before it counts.
+    bubblewrap: start the workers behind bubblewrap as well, which must be installed.
     unsafe: run even where walls are missing. `isolation`: which walls were *probed* from inside and hold; `hardening`:
     the same of what stands behind them where the system has it (seccomp, landlock, cgroup).
-    Raises SandboxUnavailable on entry if a wall does not hold and `unsafe` is not set, or if this is not Linux.
+    Raises SandboxUnavailable on entry if a wall does not hold and `unsafe` is not set, if bubblewrap is asked for and
+    does not start, or if this is not Linux.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Sandbox:
         result_bytes: int = 4 << 20,
         packages: Sequence[str] = (),
         retry_timeouts: bool = True,
+        bubblewrap: bool = False,
         unsafe: bool = False,
     ) -> None:
         if workers is None:
@@ -115,10 +119,12 @@ class Sandbox:
         self.output_bytes = output_bytes
         self.result_bytes = result_bytes
         self.retry_timeouts = retry_timeouts
+        self.bubblewrap = bubblewrap
         self.unsafe = unsafe
         self.isolation: dict[str, bool] = {}
         self.hardening: dict[str, bool] = {}
         self._packages = packages_for_programs(packages)
+        self._wrapper: list[str] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._pool: list[Worker] = []
         self._oracle: Worker | None = None
@@ -132,6 +138,8 @@ class Sandbox:
         self._folder = tempfile.TemporaryDirectory(prefix="structloss-sandbox-")
         os.chmod(self._folder.name, 0o755)
         try:
+            if self.bubblewrap:
+                self._wrapper = wrapper(self._folder.name, self._packages["folders"])
             self._pool = [self._start_worker() for _ in range(self.workers)]
             probed = self._probe()
             self.hardening = {layer: probed.pop(layer) for layer in ("seccomp", "landlock")}
@@ -145,6 +153,9 @@ class Sandbox:
                     "without them: allow unprivileged user namespaces, run as root, or, inside a container "
                     "that you can lose, pass unsafe=True"
                 )
+        except BubblewrapRefuses as error:
+            self.close()
+            raise SandboxUnavailable(f"bubblewrap: {error}") from None
         except BaseException:
             self.close()
             raise
@@ -271,7 +282,7 @@ class Sandbox:
     def _start_worker(self) -> Worker:
         assert self._folder is not None
         try:
-            return Worker(self._folder.name, self._packages, self.memory_mb)
+            return Worker(self._folder.name, self._packages, self.memory_mb, self._wrapper)
         except WorkerDied:
             raise SandboxUnavailable("a sandbox worker did not start") from None
 

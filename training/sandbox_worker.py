@@ -45,13 +45,16 @@ class Worker:
     """The pipes to one zygote process.
 
     packages: from `packages_for_programs`. memory_mb: of a program; all processes of a run together get a little more.
+    wrapper: a command that starts the worker's.
     """
 
-    def __init__(self, folder: str, packages: Mapping[str, list[str]], memory_mb: int) -> None:
+    def __init__(
+        self, folder: str, packages: Mapping[str, list[str]], memory_mb: int, wrapper: Sequence[str] = ()
+    ) -> None:
         settings = {"packages": packages, "cgroup_bytes": (memory_mb + _CGROUP_SPARE_MB) << 20}
         self.cgroups: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-s", "-S", str(_ZYGOTE), json.dumps(settings)],
+            [*wrapper, sys.executable, "-s", "-S", str(_ZYGOTE), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     grading.add_argument("--time-limit", type=float, default=4.0, metavar="S", help="seconds a program (not plus sets)")
     grading.add_argument("--memory-mb", type=int, default=4096)
     grading.add_argument("--cache", type=Path, help="folder of expected outputs (default: the user's cache)")
+    grading.add_argument("--bubblewrap", action="store_true", help="start the sandbox's workers behind bubblewrap too")
     grading.add_argument("--unsafe", action="store_true", help="run without isolation where the machine has none")
 
     sampling = parser.add_argument_group("sampling (with --samples, --prompt and --temperature say how it was done)")
@@ -106,7 +107,9 @@ def grade(arguments: argparse.Namespace) -> None:
         extract=arguments.extract,
         partial=arguments.partial,
         structure=not arguments.no_structure,
-        limits=Limits(arguments.workers, arguments.memory_mb, arguments.time_limit, arguments.unsafe),
+        limits=Limits(
+            arguments.workers, arguments.memory_mb, arguments.time_limit, arguments.unsafe, arguments.bubblewrap
+        ),
         cache=arguments.cache,
         generation=_conditions(samples, arguments),
     )

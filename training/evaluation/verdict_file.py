@@ -52,6 +52,7 @@ class Limits:
     memory_mb: int = 4096
     time_limit_s: float = 4.0
     unsafe: bool = False
+    bubblewrap: bool = False
 
 
 def grade_file(
@@ -97,13 +98,18 @@ def grade_file(
         "time_limit_s": limits.time_limit_s,
         "memory_mb": limits.memory_mb,
         "unsafe": limits.unsafe,
+        "bubblewrap": limits.bubblewrap,
     }
     with held_folder(out, "settings.json", settings), JsonlAppender(out / "verdicts.jsonl") as appender:
         done = _check_beginning(path, out / "verdicts.jsonl", problems)
         total = found.samples.total()
         if done < total:
             with Sandbox(
-                workers=limits.workers, memory_mb=limits.memory_mb, packages=("numpy",), unsafe=limits.unsafe
+                workers=limits.workers,
+                memory_mb=limits.memory_mb,
+                packages=("numpy",),
+                bubblewrap=limits.bubblewrap,
+                unsafe=limits.unsafe,
             ) as sandbox:
                 _same_isolation(out / "isolation.json", sandbox.isolation)
                 grader = Grader(sandbox, cache=cache, time_limit_s=limits.time_limit_s)
