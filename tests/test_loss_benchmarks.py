@@ -19,8 +19,8 @@ RESULTS = Path("benchmarks/results/loss_step.json")
 
 def test_the_study_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     config = StudentConfig(hidden_size=16, intermediate_size=32, layers=1, heads=2)
-    monkeypatch.setitem(loss_step.STUDENTS, "kata", loss_step.Size(config, 400, 3, None, 2))
-    monkeypatch.setitem(loss_step.STUDENTS, "large", loss_step.Size(config, 600, 2, 96, 2))
+    monkeypatch.setitem(loss_step.STUDENTS, "kata", loss_step.Size(config, 400, 3, None, 2, True))
+    monkeypatch.setitem(loss_step.STUDENTS, "large", loss_step.Size(config, 600, 2, 96, 2, False))
     out, threads = tmp_path / "loss_step.json", torch.get_num_threads()
     try:
         for student in ("kata", "large"):
@@ -29,8 +29,9 @@ def test_the_study_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         torch.set_num_threads(threads)
     report = json.loads(out.read_text())
     assert set(report) == {"kata", "large"}
+    compared = [[row["variant"] for row in report[student]["losses"]][:3] for student in ("kata", "large")]
+    assert compared == [["trunk", "eager cross-entropy", loss_step.FUSED], []]
     for found in report.values():
-        assert [row["variant"] for row in found["losses"]][:3] == ["trunk", "eager cross-entropy", loss_step.FUSED]
         assert sum(part["share"] for part in found["parts"]) == pytest.approx(1.0)
         assert all(part["median_ms"] > 0 for part in found["parts"])
     assert "gap: align the trees" in capsys.readouterr().out
