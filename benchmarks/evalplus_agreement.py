@@ -34,6 +34,7 @@ Row = dict[str, Any]
 SETS = {"mbpp_plus": ("mbpp", "MBPP_OVERRIDE_PATH"), "humaneval_plus": ("humaneval", "HUMANEVAL_OVERRIDE_PATH")}
 CANDIDATES = "traces/mbpp_candidates.jsonl.gz"
 MEMORY_MB = 4096  # as EvalPlus
+UNEXPLAINED = "unexplained"
 
 
 def main() -> int:
@@ -93,6 +94,12 @@ def agreement(name: str, options: argparse.Namespace) -> Row:
             "evalplus_alone": [second["base"], second["plus"]],
         }
         row["cause"] = cause_of(row, sample)
+        if row["cause"] == UNEXPLAINED:
+            place = folder / f"memory-{sample['task_id'].rpartition('/')[2]}"
+            only = write_tasks(name, {sample["task_id"]}, place, data)
+            third = grade_evalplus(name, [sample], place, only, options.evalplus, workers=1, memory_gb=16)
+            if outcome(third[sample["id"]]) == outcome(mine):
+                row["cause"] = "EvalPlus's 4 GB must hold the expected outputs too: with 16 GB it agrees"
         disagreements.append(row)
     return {
         "version": benchmark.version,
@@ -150,7 +157,7 @@ def write_tasks(name: str, tasks: set[str], folder: Path, data: Path) -> Path:
 
 
 def grade_evalplus(
-    name: str, samples: list[Row], folder: Path, data: Path, evalplus: Path, workers: int
+    name: str, samples: list[Row], folder: Path, data: Path, evalplus: Path, workers: int, memory_gb: int = 4
 ) -> dict[str, Row]:
     """EvalPlus's verdicts by sample id; a whole run that stands in the folder is not made again."""
     path = folder / "samples.jsonl"
@@ -160,7 +167,7 @@ def grade_evalplus(
         results.unlink(missing_ok=True)
         write_jsonl(path, samples)
     if not results.is_file():
-        run_evalplus(name, path, data, evalplus, workers)
+        run_evalplus(name, path, data, evalplus, workers, memory_gb)
     order: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         order[sample["task_id"]].append(sample["id"])
@@ -172,7 +179,7 @@ def grade_evalplus(
     }
 
 
-def run_evalplus(name: str, samples: Path, data: Path, evalplus: Path, workers: int) -> float:
+def run_evalplus(name: str, samples: Path, data: Path, evalplus: Path, workers: int, memory_gb: int = 4) -> float:
     """EvalPlus's command line on a samples file; its results and its log are written beside it.
 
     Returns the seconds until the results were written. (It ends later: one of its threads sleeps for 20 s.)
@@ -180,6 +187,7 @@ def run_evalplus(name: str, samples: Path, data: Path, evalplus: Path, workers: 
     dataset, variable = SETS[name]
     environ = os.environ | {
         variable: str(data.resolve()),
+        "EVALPLUS_MAX_MEMORY_BYTES": str(memory_gb << 30),  # 4 GB is its own default
         "XDG_CACHE_HOME": str((samples.parent.parent / "evalplus-cache").resolve()),  # its expected outputs
     }
     environ.pop("PYTHONPATH", None)
@@ -199,8 +207,8 @@ def results_of(samples: Path) -> Path:
 
 
 def cause_of(row: Row, sample: Row) -> str:
-    """Why the graders disagree on a sample; "unexplained" if no known cause fits."""
-    return next((cause for cause, holds in CAUSES.items() if holds(row, sample)), "unexplained")
+    """Why the graders disagree on a sample; UNEXPLAINED if no known cause fits."""
+    return next((cause for cause, holds in CAUSES.items() if holds(row, sample)), UNEXPLAINED)
 
 
 CAUSES: dict[str, Callable[[Row, Row], bool]] = {
