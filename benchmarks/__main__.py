@@ -19,6 +19,8 @@ STUDIES = (
     "loss_step",
     "own_code_workers",
     "evaluation_scale",
+    "hostile_suite",
+    "sandbox_throughput",
 )
 
 

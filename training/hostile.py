@@ -52,12 +52,14 @@ _BY_DETAIL = {
     r"stopped after|out of processor time": "time limit",
     r"out of memory": "address space limit",
     r"its processes together": "memory cgroup",
+    r"BlockingIOError|can't start new thread": "process limit",
+    r"SystemExit|exited with status|were killed|ended before": "a pass needs every value",
+    r"killed by signal": "a process of its own",
     r"printed too much": "output limit",
     r"results are too large": "result limit",
     r"not plain data": "plain data only",
     r"does not hold": "comparison in the grader",
     r"malformed report": "strict reading of the report",
-    r"exited with status|killed by signal|were killed|ended before": "a pass needs every value",
     r"call \d+: \w|at import: \w": "exception in the program",
 }
 

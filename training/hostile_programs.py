@@ -34,9 +34,14 @@ class HostileProgram:
 def _fools(
     name: str, source: str, *statuses: str, group: str, expected: Any = 1, test: str | None = None
 ) -> HostileProgram:
-    """An attack on the verdict."""
+    """An attack that is over with the verdict. What it leaves, or harms, the suite sees from outside."""
+    layers = {}
+    if group == "leftovers":
+        layers = {"does not hold": "IPC namespace" if "shared memory" in name else "PID namespace"}
+    elif name.startswith("kills"):
+        layers = {"": "PID namespace"}
     limit = _SHORT_S if "timeout" in statuses else 20.0
-    return HostileProgram(name, group, textwrap.dedent(source), frozenset(statuses), expected, {}, limit, test)
+    return HostileProgram(name, group, textwrap.dedent(source), frozenset(statuses), expected, layers, limit, test)
 
 
 def _breaks(name: str, source: str, layers: Mapping[str, str], group: str) -> HostileProgram:

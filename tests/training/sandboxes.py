@@ -27,15 +27,3 @@ def sandbox_or_skip(**options: Any) -> Sandbox:
     if not machine_has_namespaces():
         pytest.skip("this machine allows no user, network and PID namespaces")
     return Sandbox(**options)
-
-
-def python_for(options: dict[str, Any]) -> str | None:
-    """A Python that a process with these options may run: this one, or the system's."""
-    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
-        try:
-            command = [python, "-B", "-c", "import sys; assert sys.version_info >= (3, 10)"]
-            if subprocess.run(command, capture_output=True, timeout=60, **options).returncode == 0:
-                return python
-        except (PermissionError, FileNotFoundError):
-            continue
-    return None

@@ -8,13 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.training.sandboxes import machine_has_namespaces, python_for, sandbox_or_skip
+from benchmarks import hostile_suite, sandbox_throughput
+from benchmarks.hostile_suite import ORDINARY_USER, suite
+from benchmarks.timing import WrongResult
+from benchmarks.tree_report import fill
+from tests.training.sandboxes import machine_has_namespaces, sandbox_or_skip
 from training import plain_data
 from training.assertions import split_assert
 from training.benchmarks.oracles import compare_for
@@ -55,27 +58,10 @@ def test_no_hostile_program_gets_through(bubblewrap: bool) -> None:
 def test_nor_as_an_ordinary_user(bubblewrap: bool) -> None:
     if not machine_has_namespaces():
         pytest.skip("this machine allows no user, network and PID namespaces")
-    copy = Path(tempfile.mkdtemp(prefix="structloss-test-"))
-    try:
-        copy.chmod(0o755)
-        shutil.copytree(REPOSITORY / "training", copy / "training", ignore=shutil.ignore_patterns("__pycache__"))
-        options = {"user": 65533, "group": 65533, "extra_groups": [], "cwd": copy}
-        python = python_for(options)
-        if python is None:
-            pytest.skip("an ordinary user can run no Python here")
-        command = [
-            python,
-            "-B",
-            "-m",
-            "training.hostile",
-            json.dumps({"retry_timeouts": False, "bubblewrap": bubblewrap}),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
-    finally:
-        shutil.rmtree(copy)
-    assert done.stdout, done.stderr
-    found = json.loads(done.stdout)
-    assert found["user"] == 65533
+    found = suite({"retry_timeouts": False, "bubblewrap": bubblewrap}, ordinary_user=True)
+    if found is None:
+        pytest.skip("an ordinary user can run no Python here")
+    assert found["user"] == ORDINARY_USER
     assert [row["program"] for row in found["rows"]] == [program.name for program in PROGRAMS]
     assert not [row for row in found["rows"] if not row["ok"]]
 
@@ -171,3 +157,21 @@ def test_comparisons_in_the_grader_end_whatever_a_program_returned() -> None:
     with pytest.raises(plain_data.NotPlain, match="fraction"):
         plain_data.decode({"fraction": [digits, digits]})
     assert time.monotonic() - started < 5
+
+
+def test_the_page_shows_what_the_studies_stored() -> None:
+    names = ("hostile_suite", "sandbox_throughput")
+    stored = [json.loads((REPOSITORY / "benchmarks" / "results" / f"{name}.json").read_text()) for name in names]
+    page = (REPOSITORY / "docs" / "sandbox.md").read_text()
+    assert fill(page, hostile_suite.tables(stored[0]) | sandbox_throughput.tables(stored[1])) == page
+    assert {row["program"] for row in stored[0]["modes"]["namespaces"]["rows"]} == {p.name for p in PROGRAMS}
+
+
+def test_throughput_measures_every_way_and_refuses_wrong_verdicts() -> None:
+    if not machine_has_namespaces():
+        pytest.skip("this machine allows no user, network and PID namespaces")
+    rows = sandbox_throughput.measure(rounds=1, programs=2)
+    assert {row["variant"] for row in rows} >= {"namespaces", "bare fork", "cold python -I"}
+    assert all(row["per_second"] > 0 for row in rows)
+    with sandbox_or_skip(workers=1) as sandbox, pytest.raises(WrongResult):
+        sandbox_throughput.through(sandbox, "def f(x): return x", 1)

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.training.sandboxes import python_for, sandbox_or_skip
+from benchmarks.hostile_suite import python_for
+from tests.training.sandboxes import sandbox_or_skip
 from training import plain_data
 from training.assertions import PreparedCall, result_check
 from training.hostile import descendants
