@@ -50,7 +50,7 @@ LOCK_SECONDS = 0.15  # of work for each thread
 SIZES = {
     "kata": STUDENTS["kata"],
     # Programs of about 400 nodes: the alignment grows with the square of the trees, the trunk does not.
-    "long": Size(StudentConfig(hidden_size=256, intermediate_size=768), 4096, 4, 512, 6),
+    "long": Size(StudentConfig(hidden_size=256, intermediate_size=768), 4096, 4, 512, 6, True),
 }
 
 

@@ -19,7 +19,7 @@ RESULTS = Path("benchmarks/results/own_code_workers.json")
 
 def test_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = StudentConfig(hidden_size=16, intermediate_size=32, layers=1, heads=2)
-    monkeypatch.setitem(own_code_workers.SIZES, "kata", Size(config, 400, 2, None, 2))
+    monkeypatch.setitem(own_code_workers.SIZES, "kata", Size(config, 400, 2, None, 2, True))
     monkeypatch.setattr(own_code_workers, "LOCK_SECONDS", 0.0)
     out, threads = tmp_path / "workers.json", torch.get_num_threads()
     try:
