@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in one call: benchmarks/gpu.sh OUTDIR
 # Builds the extensions in place, runs the tests on the device and under compute-sanitizer, writes benchmark files to OUTDIR.
 # Wants nvcc, torch, and on PYTHONPATH or installed: pybind11, setuptools, pytest, hypothesis, numpy, tqdm, tree-sitter,
-# tree-sitter-python; for peers also liger-kernel, cut-cross-entropy and quack-kernels (absent ones are listed). Copy
+# tree-sitter-python, transformers, tokenizers; for peers also liger-kernel, cut-cross-entropy and quack-kernels (absent ones are listed). Copy
 # OUTDIR/tree_alignment_cuda.json and OUTDIR/lm_head_device.json into benchmarks/results. The build takes about a minute,
 # the parts at most eight.
 set -euo pipefail
@@ -23,7 +23,8 @@ part() {
   shift 2
   timeout -k 10 "$limit" "$@" 2>&1 | tee "$out/$name.log" || { echo "$name failed or ran past $limit s"; status=1; }
 }
-part tests 140 python3 -m pytest -m gpu tests/structloss
+# Only files with such tests: others import what the drop-ins want.
+part tests 140 python3 -m pytest -m gpu $(grep -l "mark.gpu" tests/structloss/*.py)
 part tree_alignment_cuda 100 python3 -m benchmarks.tree_alignment --device cuda --rounds 15 --out "$out/tree_alignment_cuda.json"
 if command -v compute-sanitizer >/dev/null; then
   part sanitizer 100 compute-sanitizer --error-exitcode 1 python3 -m pytest -m gpu -k "not 500" \

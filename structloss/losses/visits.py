@@ -85,6 +85,10 @@ class VisitCache:
         gap = partial(structural_gap, temperature=loss.gap_temperature, same_kind=loss.same_kind, literal=loss.literal)
         return cls(tokenizer, language, gap=gap, **options)
 
+    def __bool__(self) -> bool:
+        """True, also of an empty cache: ``if visits`` asks whether there is one."""
+        return True
+
     def __len__(self) -> int:
         """Samples whose own code is known."""
         return len({key.partition(":")[2] for key in (*self._ids, *self._read)})

@@ -243,7 +243,9 @@ def test_argmax_is_what_the_student_prefers_at_each_position(tokenizer, batch) -
 
 
 def test_an_unseen_sample_stands_in_with_the_teachers_tree(tokenizer, examples, batch) -> None:
-    seen = VisitCache(tokenizer).attach(batch, examples)
+    empty = VisitCache(tokenizer)
+    assert empty, "an empty cache is a cache"
+    seen = empty.attach(batch, examples)
     assert (seen.confidence == 0).all()
     assert torch.equal(seen.student.label, batch.teacher.label)
     assert torch.equal(seen.student.token_span, batch.teacher.token_span)
