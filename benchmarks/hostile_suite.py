@@ -1,4 +1,4 @@
-"""What becomes of hostile programs? python -m benchmarks.hostile_suite [--out FILE.json] [--write-docs PAGE].
+"""What becomes of hostile programs? python -m benchmarks.hostile_suite [--out FILE.json].
 
 Runs `training.hostile` in each mode of the sandbox (its own namespaces, and bubblewrap around them where installed), as
 the calling user and, from root, as an ordinary user. Prints a Markdown table: program, expected verdict, what it got,
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import environment
-from benchmarks.tree_report import fill
 
 Row = dict[str, Any]
 ORDINARY_USER = 65533
@@ -30,7 +29,6 @@ _PYTHONS = (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile_suite", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="write the result as JSON")
-    parser.add_argument("--write-docs", type=Path, help="fill the table of this page")
     options = parser.parse_args()
     modes = {}
     for bubblewrap in (False, True):
@@ -49,8 +47,6 @@ def main() -> int:
     print(table(report))
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n")
-    if options.write_docs:
-        options.write_docs.write_text(fill(options.write_docs.read_text(), tables(report)))
     wrong = [(name, row) for name, found in modes.items() for row in found["rows"] if not row["ok"]]
     for name, row in wrong:
         print(f"WRONG in {name}: {json.dumps(row)}", file=sys.stderr)
@@ -58,7 +54,7 @@ def main() -> int:
 
 
 def suite(settings: Row, *, ordinary_user: bool = False) -> Any:
-    """The report of `python -m training.hostile`; as an ordinary user from a copy that it may read, or None.
+    """The report of `python -m training.hostile`; as an ordinary user from a copy, None where that user has no Python.
 
     Raises RuntimeError where the suite does not run to its end.
     """
@@ -106,12 +102,13 @@ def table(report: Row) -> str:
 
 def tables(report: Row) -> dict[str, str]:
     around, modes = report["environment"], report["modes"]
-    missing = {
-        name: [layer for layer, holds in found["hardening"].items() if not holds] for name, found in modes.items()
-    }
-    said = "; ".join(f"{name} (without {', '.join(without)})" if without else name for name, without in missing.items())
+    said = []
+    for name, found in modes.items():
+        missing = [layer for layer, holds in found["hardening"].items() if not holds]
+        said.append(f"{name} (without {', '.join(missing)})" if missing else name)
+    count = len(next(iter(modes.values()))["rows"])
     return {
-        "hostile": f"{table(report)}\n\n{len(next(iter(modes.values()))['rows'])} programs, each run as: {said}. "
+        "hostile": f"{table(report)}\n\n{count} programs, each run as: {'; '.join(said)}. "
         f"Python {around['python']}, commit {around['commit']}, {around['date'][:10]}."
     }
 

@@ -1,4 +1,4 @@
-"""What does isolation cost? python -m benchmarks.sandbox_throughput [--out FILE.json] [--write-docs docs/sandbox.md].
+"""What does isolation cost? python -m benchmarks.sandbox_throughput [--out FILE.json].
 
 Short programs a second through the sandbox, by mode, with and without numpy and with one and two workers, beside two
 floors in the same run: a bare fork that runs the same program and is waited for, and a cold `python -I`. Every round
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import WrongResult, environment
-from benchmarks.tree_report import fill
 from training.sandbox import Program, Sandbox
 
 Row = dict[str, Any]
@@ -36,14 +35,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--programs", type=int, default=100, help="in each round of each variant")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
-    parser.add_argument("--write-docs", type=Path, help="fill the table of this page")
     options = parser.parse_args()
     report = {"environment": environment(["numpy"]), "rows": measure(options.rounds, options.programs)}
     print(table(report))
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n")
-    if options.write_docs:
-        options.write_docs.write_text(fill(options.write_docs.read_text(), tables(report)))
     return 0
 
 
@@ -121,8 +117,7 @@ def table(report: Row) -> str:
 
 
 def tables(report: Row) -> dict[str, str]:
-    around = report["environment"]
-    rounds = report["rows"][0]["rounds"]
+    around, rounds = report["environment"], report["rows"][0]["rounds"]
     return {
         "throughput": f"{table(report)}\n\nMedian [quartiles] of {rounds} rounds. {around['machine']}, "
         f"{around['cores']} cores; Python {around['python']}; commit {around['commit']}, {around['date'][:10]}, load "
