@@ -1,8 +1,8 @@
 """What does isolation cost? python -m benchmarks.sandbox_throughput [--out FILE.json].
 
 Short programs a second through the sandbox, by mode, with and without numpy and with one and two workers, beside two
-floors in the same run: a bare fork that runs the same program and is waited for, and a cold `python -I`. Every round
-measures every variant, in rotating order; a wrong verdict ends the study.
+floors in the same run: a fork of a small interpreter without walls that runs the same program, and a cold `python -I`.
+Every round measures every variant, in rotating order; a wrong verdict ends the study.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -45,7 +44,7 @@ def main() -> int:
 
 def measure(rounds: int, programs: int) -> list[Row]:
     with contextlib.ExitStack() as stack:
-        variants: list[tuple[Row, Callable[[int], None]]] = []
+        variants: list[tuple[Row, Callable[[int], float]]] = []
         for packages in ((), ("numpy",)):
             for bubblewrap in (False, True) if shutil.which("bwrap") else (False,):
                 for workers in (1, 2):
@@ -62,10 +61,9 @@ def measure(rounds: int, programs: int) -> list[Row]:
             for k in range(len(variants)):
                 index = (turn + k) % len(variants)
                 count = max(programs // 10, 1) if variants[index][1] is cold_python else programs
-                started = time.perf_counter()
-                variants[index][1](count)
+                took = variants[index][1](count)
                 if turn:  # the first round warms up
-                    seconds[index].append((time.perf_counter() - started) / count)
+                    seconds[index].append(took / count)
     return [name | rates(times) for (name, _), times in zip(variants, seconds, strict=True)]
 
 
@@ -74,36 +72,52 @@ def rates(times: list[float]) -> Row:
     return {"per_second": 1 / middle, "p25": 1 / high, "p75": 1 / low, "rounds": len(times)}
 
 
-def through(sandbox: Sandbox, source: str, count: int) -> None:
+def through(sandbox: Sandbox, source: str, count: int) -> float:
+    started = time.perf_counter()
     programs = (Program(str(k), source, "f", [{"args": [k], "expected": k + 1}]) for k in range(count))
     for verdict in sandbox.run(programs):
         if verdict.status != "passed":
             raise WrongResult(f"a right program got {verdict}")
+    return time.perf_counter() - started
 
 
-def bare_fork(count: int) -> None:
-    """The same programs, each in a fork of this process, with no wall."""
-    for k in range(count):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            namespace: Row = {}
-            exec(compile(SOURCE, "<program>", "exec"), namespace)
-            os.write(writing, str(namespace["f"](k)).encode())
-            os._exit(0)
-        os.close(writing)
-        answer = os.read(reading, 64)
-        os.close(reading)
-        os.waitpid(child, 0)
-        if answer != str(k + 1).encode():
-            raise WrongResult(f"the fork answered {answer!r}")
+_FORKS = """
+import os, sys, time
+count, source = int(sys.argv[1]), sys.argv[2]
+started = time.perf_counter()
+for k in range(count):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        namespace = {}
+        exec(compile(source, "<program>", "exec"), namespace)
+        os.write(writing, str(namespace["f"](k)).encode())
+        os._exit(0)
+    os.close(writing)
+    assert os.read(reading, 64) == str(k + 1).encode()
+    os.close(reading)
+    os.waitpid(child, 0)
+print(time.perf_counter() - started)
+"""
 
 
-def cold_python(count: int) -> None:
+def bare_fork(count: int) -> float:
+    """The same programs, each in a fork of a small interpreter, with no wall."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _FORKS, str(count), SOURCE], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise WrongResult(f"a fork is wrong: {done.stderr[-300:]}")
+    return float(done.stdout)
+
+
+def cold_python(count: int) -> float:
+    started = time.perf_counter()
     for k in range(count):
         command = [sys.executable, "-I", "-c", f"{SOURCE}\nprint(f({k}))"]
         if subprocess.run(command, capture_output=True, check=True).stdout.strip() != str(k + 1).encode():
             raise WrongResult("the cold interpreter is wrong")
+    return time.perf_counter() - started
 
 
 def table(report: Row) -> str:
