@@ -13,6 +13,7 @@ An instance of a subclass counts as its built-in content, read through the built
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from decimal import Decimal
 from fractions import Fraction
@@ -37,7 +38,8 @@ def encode(value: object) -> Any:
     """Returns `value` as tagged JSON data.
 
     Raises NotPlain for anything but None, numbers, text, bytes, the built-in containers, range, deque, dict
-    keys, Fraction and Decimal (or subclasses of these), beyond 100 levels and beyond 200,000 parts.
+    keys, Fraction, Decimal (or subclasses of these) and numpy's scalars, which become Python's, beyond 100 levels and
+    beyond 200,000 parts.
     """
     return _Encoder().encode(value, 0)
 
@@ -98,6 +100,9 @@ class _Encoder:
             return {"fraction": parts}
         if kind is Decimal:
             return {"decimal": str(value)}
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and numpy.generic in mro:
+            return self.encode(numpy.generic.item(value), depth + 1)  # deeper: a long double's item is itself
         raise NotPlain(f"a value of type {type.__dict__['__name__'].__get__(kind)}")
 
     def _items(self, items: Any, depth: int) -> list[Any]:

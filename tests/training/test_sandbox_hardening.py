@@ -42,6 +42,21 @@ def test_numpy_works_and_nothing_else_is_there(sandbox: Sandbox) -> None:
     assert run(sandbox, source, "assert there('numpy.fft')", "assert not there('training')").status == "passed"
 
 
+def test_numbers_of_numpy_count_as_numbers(sandbox: Sandbox) -> None:
+    """As in a plain run of the asserts; an array is no plain data, a long double has no Python number."""
+    source = (
+        "import numpy as np\n"
+        "def f():\n    big = np.uint64(2**63)\n"
+        "    return [np.int64(3), np.float32(0.5), np.bool_(True), np.str_('a')], {np.int8(1): big}\n"
+        "def g(kind):\n    return getattr(np, kind)(1)\n"
+    )
+    right = "assert f() == ([3, 0.5, True, 'a'], {1: 2**63})"
+    assert run(sandbox, source, right, "assert g('complex64') == 1").status == "passed"
+    assert run(sandbox, source, right.replace("3,", "4,")).status == "failed"
+    for kind in ("atleast_1d", "longdouble"):
+        assert run(sandbox, source, f"assert g({kind!r}) == 1").status == "failed"
+
+
 def test_without_packages_there_is_the_standard_library_alone() -> None:
     with sandbox_or_skip(workers=1) as bare:
         verdict = run(bare, "import numpy", "assert True")
