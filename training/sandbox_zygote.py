@@ -46,13 +46,13 @@ _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _NOBODY = 65534
 _TMP_BYTES = 16 << 20
 _PROCESSES = 32
+_PACKAGES = "/packages"  # where programs find packages: their own place may lie below /tmp, which is private
 
 # Imported once here, so that every forked program finds them loaded.
 _PRELOAD = """bisect cmath collections copy datetime decimal fractions functools heapq itertools math operator
 random re statistics string time typing"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_MAPPED = 0  # bytes of address space before any program; set once by main
 
 
 def _call(name: str, *arguments: int | bytes | None) -> None:
@@ -78,7 +78,8 @@ class _Walls:
     """`problems`: what could not be built; `tree`: files are walled; `pid_namespace`: a descriptor of it.
 
     `readable`: where Python and the packages lie. `restrict`: the system call filter and the landlock domain, what the
-    kernel has of them. `cgroup`: counts what all processes of a run use together, or None.
+    kernel has of them. `cgroup`: counts what all processes of a run use together, or None. `mapped`: bytes of address
+    space before any program.
     """
 
     def __init__(self) -> None:
@@ -88,6 +89,7 @@ class _Walls:
         self.readable: list[str] = []
         self.restrict: Any = None
         self.cgroup: Any = None
+        self.mapped = 0
 
     def attempt(self, name: str, function: Callable[..., None], *arguments: Any) -> bool:
         try:
@@ -104,13 +106,14 @@ def _build_walls(scratch: str, settings: _Json) -> _Walls:
     walls.restrict = _load("sandbox_filters")
     with contextlib.suppress(OSError):
         walls.cgroup = _load("sandbox_cgroup").Cgroup(settings["cgroup_bytes"], _PROCESSES + 8)
-    walls.readable = _python_paths(settings["packages"])
+    walls.readable = _python_paths()
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     root = os.geteuid() == 0
     if not root:
         walls.attempt("user namespace", _enter_user_namespace, proc)
     if walls.attempt("mount namespace", _call, "unshare", _NEWNS):
-        walls.tree = walls.attempt("own file tree", _build_file_tree, scratch, walls.readable)
+        folders = settings["packages"]["folders"]
+        walls.tree = walls.attempt("own file tree", _build_file_tree, scratch, walls.readable, folders)
     if root:
         # The tree was built with root's rights; from here on nobody has any.
         os.setgroups([])
@@ -132,6 +135,11 @@ def _build_walls(scratch: str, settings: _Json) -> _Walls:
         _continue_in_child()
         walls.pid_namespace = os.open("self/ns/pid", os.O_RDONLY, dir_fd=proc)
     _call("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    sys.path += [_PACKAGES] if walls.tree else settings["packages"]["path"]
+    walls.readable += [_PACKAGES] if walls.tree else settings["packages"]["folders"]
+    for name in settings["packages"]["names"]:
+        importlib.import_module(name)
+    walls.mapped = _mapped_bytes(proc)
     os.close(proc)
     return walls
 
@@ -160,8 +168,8 @@ def _enter_user_namespace(proc: int) -> None:
     _write_at(proc, "self/gid_map", f"1000 {group} 1")
 
 
-def _python_paths(packages: _Json) -> list[str]:
-    """The standard library, shared libraries, and the folders of the packages."""
+def _python_paths() -> list[str]:
+    """The standard library and shared libraries."""
     library = os.path.dirname(os.__file__)
     shared = [
         os.path.join(sys.base_prefix, "lib"),
@@ -171,12 +179,11 @@ def _python_paths(packages: _Json) -> list[str]:
         "/usr/lib64",
         "/etc/ld.so.cache",
     ]
-    path = [path for path in sys.path if os.path.isdir(path) and path not in packages["path"]]
-    return sorted({library, *path, *shared, *packages["folders"]}, key=len)
+    return sorted({library, *filter(os.path.isdir, sys.path), *shared}, key=len)
 
 
-def _build_file_tree(scratch: str, wanted: list[str]) -> None:
-    """Replaces the root by a read-only tmpfs: what is `wanted`, and three devices."""
+def _build_file_tree(scratch: str, wanted: list[str], packages: list[str]) -> None:
+    """Replaces the root by a read-only tmpfs: what is `wanted`, the `packages` in one folder, and three devices."""
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", scratch, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     for path in wanted:
@@ -188,6 +195,9 @@ def _build_file_tree(scratch: str, wanted: list[str]) -> None:
             os.symlink(os.readlink(path), inside)
         else:
             _bind_read_only(path, inside)
+    os.mkdir(scratch + _PACKAGES)
+    for folder in packages:
+        _bind_read_only(folder, os.path.join(scratch + _PACKAGES, os.path.basename(folder)))
     os.makedirs(scratch + "/dev")
     for device in ("null", "zero", "urandom"):
         _bind(f"/dev/{device}", f"{scratch}/dev/{device}")
@@ -364,7 +374,7 @@ def _become_program(request: _Json, harness: _Harness, walls: _Walls, result: in
     if result != channel:
         os.dup2(result, channel)
     os.closerange(channel + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    _set_limits(request)
+    _set_limits(request, walls.mapped)
     _drop_privileges()
     with contextlib.suppress(OSError):
         walls.restrict.restrict_files([*walls.readable, "/dev"], ["/tmp", "/dev/null"])
@@ -377,8 +387,8 @@ def _become_program(request: _Json, harness: _Harness, walls: _Walls, result: in
     os._exit(0)
 
 
-def _set_limits(request: _Json) -> None:
-    memory = _MAPPED + (request["memory_mb"] << 20)
+def _set_limits(request: _Json, mapped: int) -> None:
+    memory = mapped + (request["memory_mb"] << 20)
     seconds = int(request["time_limit_s"]) + 1
     limits = {
         "RLIMIT_AS": (memory, memory),
@@ -435,15 +445,16 @@ def _load(name: str) -> Any:
     return module
 
 
-def _mapped_bytes() -> int:
+def _mapped_bytes(proc: int) -> int:
     """Address space of this process, which a program shares from its first moment."""
-    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
-    return 0
+    descriptor = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
+    try:
+        return int(os.read(descriptor, 256).split()[0]) * resource.getpagesize()
+    finally:
+        os.close(descriptor)
 
 
 def main() -> None:
-    global _MAPPED
     settings = json.loads(sys.argv[1])
     requests, replies = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
@@ -453,15 +464,13 @@ def main() -> None:
     sys.dont_write_bytecode = True
     plain_data, child = _load("plain_data"), _load("sandbox_child")
     harness: _Harness = (child.run_program, plain_data.encode, plain_data.decode)
-    sys.path += settings["packages"]["path"]
-    for name in [*_PRELOAD.split(), *settings["packages"]["names"]]:
+    for name in _PRELOAD.split():
         importlib.import_module(name)
+    walls = _build_walls(os.getcwd(), settings)
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.pop(name, None)
-    _MAPPED = _mapped_bytes()
     gc.collect()
     gc.freeze()  # a collection in a program would otherwise touch, and so copy, every page
-    walls = _build_walls(os.getcwd(), settings)
     hello = {"problems": walls.problems, "cgroups": walls.cgroup.folders if walls.cgroup is not None else []}
     _write_frame(replies, json.dumps(hello).encode())
     while True:
