@@ -76,12 +76,17 @@ class InstalledGrammar(NamedTuple):
     walker: Any  # the compiled walk, or None
 
 
-@cache
 def installed_grammar(language: str, options: TreeOptions = DEFAULT) -> InstalledGrammar:
-    """The grammar of `language` and the rules for it.
+    """The grammar of `language` and the rules for it, always the same object.
 
     Raises ValueError for an unknown language, ImportError where its grammar is not installed.
     """
+    return grammar_and_rules(language, options)
+
+
+@cache
+def grammar_and_rules(language: str, options: TreeOptions) -> InstalledGrammar:
+    """What :func:`installed_grammar` remembers."""
     rules = language_rules(language)
     grammar = _grammar(language)
     kind_of = {name: i for i, name in enumerate(rules.kinds)}

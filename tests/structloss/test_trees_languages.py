@@ -11,7 +11,16 @@ import tree_sitter_python
 from tree_sitter import Language
 
 from structloss.metrics import dataflow_match, syntax_match, tsed
-from structloss.trees import TreeBatch, innermost_nodes, kind_names, num_kinds, parse, token_byte_spans, walk
+from structloss.trees import (
+    TreeBatch,
+    TreeOptions,
+    innermost_nodes,
+    kind_names,
+    num_kinds,
+    parse,
+    token_byte_spans,
+    walk,
+)
 from structloss.trees.kinds import LANGUAGES, language_rules
 from tests.structloss.test_trees import check_invariants, nested
 
@@ -312,7 +321,7 @@ def test_unknown_language_and_missing_grammar(monkeypatch: pytest.MonkeyPatch) -
         parse("x", "cobol")
     monkeypatch.setitem(sys.modules, "tree_sitter_java", None)
     with pytest.raises(ImportError, match="language: 'java' needs its grammar.*pip install tree-sitter-java$"):
-        walk.installed_grammar.__wrapped__("java")
+        walk.grammar_and_rules.__wrapped__("java", TreeOptions())
     assert num_kinds("java") > 100, "the vocabulary needs no grammar"
 
 

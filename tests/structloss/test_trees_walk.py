@@ -13,11 +13,11 @@ import tree_sitter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from structloss.trees import parse
+from structloss.trees import TreeOptions, parse
 from structloss.trees import walk as walk_module
 from structloss.trees.kinds import LANGUAGES, language_rules
 from structloss.trees.language_rules import LanguageRules
-from structloss.trees.walk import Columns, TextLabels, compiled_walk, installed_grammar, python_walk
+from structloss.trees.walk import Columns, TextLabels, compiled_walk, grammar_and_rules, installed_grammar, python_walk
 from tests.structloss.test_trees import FRAGMENTS, stdlib_functions
 from tests.structloss.test_trees_languages import REAL_CODE
 
@@ -215,7 +215,7 @@ def test_labels_survive_a_full_cache(walk: Callable, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(walk_module, "_MOST_LABELS", 2)
     hashed: list[bytes] = []
     monkeypatch.setattr(TextLabels, "label_of", watched(TextLabels.label_of, hashed))
-    grammar = installed_grammar.__wrapped__("python")
+    grammar = grammar_and_rules.__wrapped__("python", TreeOptions())
     assert walk(root_of(source), source, grammar)[0].tolist() == expected
     # `c` does not fit and makes the others forgotten; so does `b` at the end.
     assert hashed == [b"a", b"b", b"c", b"a", b"b"]
@@ -225,7 +225,7 @@ def test_labels_survive_a_full_cache(walk: Callable, monkeypatch: pytest.MonkeyP
 def test_labels_of_many_texts_are_kept(walk: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[bytes] = []
     monkeypatch.setattr(TextLabels, "label_of", watched(TextLabels.label_of, hashed))
-    grammar = installed_grammar.__wrapped__("python")
+    grammar = grammar_and_rules.__wrapped__("python", TreeOptions())
     names = [f"name_{i * i}".encode() for i in range(3000)]
     source = b", ".join(names + names[::-1])
     label = walk(root_of(source), source, grammar)[0]
