@@ -357,10 +357,12 @@ class StructureAwareLoss(nn.Module):
         assert batch.passed is not None
         is_code = (shifted.regions == CODE) & (shifted.target != IGNORE_INDEX)
         mean_logprob = torch.where(is_code, logprob, 0.0).sum(1) / is_code.sum(1).clamp_min(1)
-        delta = distance_to_right(batch.teacher, batch.group_id, batch.passed)
+        # A row that was cut before its code says nothing of it; a mean of 0 would be that of a certain answer.
+        group_id = torch.where(is_code.any(1), batch.group_id, -1)
+        delta = distance_to_right(batch.teacher, group_id, batch.passed)
         return pathway_loss(
             mean_logprob,
-            batch.group_id,
+            group_id,
             batch.passed,
             delta,
             beta=self.path_beta,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -183,6 +184,23 @@ def test_failed_rows_are_not_imitated(tokenizer) -> None:
     hidden.grad = None
     StructureAwareLoss(alpha=0.0, lambda_path=1.0)(hidden, weight, batch, progress=1.0).loss.backward()
     assert (hidden.grad[1] != 0).any(), "the pathway term pushes the failed row's code down"
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_candidate_without_code_tokens_is_in_no_group(tokenizer, cut) -> None:
+    """A row that was cut before its code has no log-probability; 0 would be that of a certain answer."""
+    rows = make_examples(tokenizer, group_id=3, passed=True)
+    rows[1] = replace(rows[1], passed=False)
+    batch = StructureCollator(tokenizer.pad_token_id)(rows)["structure"]
+    hidden, weight = head_for(tokenizer, batch)
+    loss = StructureAwareLoss(alpha=0.0, lambda_path=1.0)
+    code = (batch.regions == CODE) & (torch.arange(3) == cut).unsqueeze(1)
+    batch.labels[code] = -100
+    output = loss(hidden, weight, batch, progress=1.0)
+    batch.group_id[cut] = -1
+    without = loss(hidden, weight, batch, progress=1.0)
+    assert output.metrics["path_groups"] == without.metrics["path_groups"]
+    torch.testing.assert_close(output.terms["path"], without.terms["path"])
 
 
 def test_denominator_makes_micro_batches_add_up(tokenizer, examples, batch) -> None:
