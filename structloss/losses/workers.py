@@ -83,10 +83,10 @@ class OwnCodeWorkers:
         self._pool = None
 
     def _collect(self) -> None:
-        done = [future for future in self._pending if future.done()]
-        self._pending = [future for future in self._pending if future not in done]
-        for future in done:
-            future.result()
+        for future in list(self._pending):
+            if future.done():
+                self._pending.remove(future)
+                future.result()  # raises the first error; those behind it stay for the next call
 
     def __enter__(self) -> OwnCodeWorkers:
         return self

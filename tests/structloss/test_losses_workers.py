@@ -110,6 +110,27 @@ def test_an_error_of_a_worker_names_the_sample_and_stops_the_trainer(tokenizer, 
         plain.attach(batch, examples)
 
 
+def no_room(student, teacher) -> torch.Tensor:
+    raise MemoryError("no room for any")
+
+
+def test_of_two_errors_the_second_comes_out_too(tokenizer, examples) -> None:
+    gate = threading.Event()
+
+    def ids() -> list[np.ndarray]:
+        gate.wait()
+        return [np.zeros(1, dtype=np.int32)]
+
+    with VisitCache(tokenizer, gap=no_room, workers=1) as visits:
+        assert visits._workers is not None
+        for example in examples[:2]:
+            visits._workers.submit([example], ids)
+        gate.set()
+        for example in examples[:2]:
+            with pytest.raises(OwnCodeError, match=example.id):
+                visits.drain()
+
+
 def held_gap(gate: threading.Event, student, teacher) -> torch.Tensor:
     assert gate.wait(60)
     return structural_gap(student, teacher)
