@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Literal
 
 Shape = Literal["constant", "linear", "cosine"]
@@ -26,13 +27,13 @@ def ramp(progress: float, *, shape: Shape = "linear", end: float = 0.5) -> float
     >>> ramp(0.25), ramp(0.75), ramp(0.0, shape="constant")
     (0.5, 1.0, 1.0)
     """
-    if not isinstance(progress, (int, float)) or not 0.0 <= progress <= 1.0:
+    if not isinstance(progress, Real) or not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress: wants the share of training done, in [0, 1], got {progress!r}")
     if not 0.0 < end <= 1.0:
         raise ValueError(f"end: wants a progress in (0, 1], got {end}")
     if shape == "constant":
         return 1.0
-    fraction = min(1.0, progress / end)
+    fraction = min(1.0, float(progress) / end)
     if shape == "linear":
         return fraction
     if shape == "cosine":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,6 +37,7 @@ from structloss.losses.token_weights import gather_node_values
 )
 def test_ramp(shape: str, progress: float, expected: float) -> None:
     assert ramp(progress, shape=shape, end=0.4) == pytest.approx(expected)
+    assert ramp(np.float32(progress), shape=shape, end=0.4) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
