@@ -123,7 +123,7 @@ class VisitCache:
 
         Args:
             examples: the samples. ids: for each the token ids of its code alone (a sequence, array or tensor), as they
-                were sampled, without reasoning; see `structloss.integrations.sample_rollouts`.
+                were sampled, without reasoning; see `structloss.integrations.refresh_rollouts`.
 
         Raises:
             ValueError: a cache without `gap`, or another number of ids.
