@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from structloss.integrations.rows import fenced_code
+from structloss.integrations.step import require
 from structloss.lm_head import linear_cross_entropy
 from structloss.losses.batch import CODE, IGNORE_INDEX, PROMPT
 from structloss.losses.collator import Example
@@ -22,13 +23,14 @@ Collate = Callable[[Sequence[Any]], Mapping[str, Any]]
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[torch.device]:
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
             yield next(model.parameters()).device
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 def capture(model: Any, rows: Sequence[Any], visits: VisitCache, collate: Collate, *, batch_size: int = 8) -> None:
@@ -39,10 +41,15 @@ def capture(model: Any, rows: Sequence[Any], visits: VisitCache, collate: Collat
     Args:
         rows: what `collate` takes: examples, or rows of a data set.
         collate: `RowCollator` or `StructureCollator`.
+
+    Raises:
+        ValueError: no cache (a trainer whose loss needs no code of the student has none), or another collator.
     """
+    _check_cache(visits)
     with _evaluating(model) as device:
         for start in range(0, len(rows), batch_size):
             inputs = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
+            require(inputs, "input_ids", "attention_mask", "structure", "examples")
             structure = inputs["structure"]
             code = torch.where(structure.regions == CODE, structure.labels, IGNORE_INDEX).to(device)
             made = hidden_and_head(
@@ -85,9 +92,21 @@ def refresh_rollouts(
         generation: further arguments of `generate`, such as ``do_sample=True, temperature=0.8``; default greedy.
 
     Returns: how many answers held code; the others leave what was stored.
+
+    Raises:
+        ValueError: no cache or one without a gap function, rows in place of examples, no end-of-text token.
     """
+    _check_cache(visits)
+    for example in examples:
+        if not isinstance(example, Example):
+            raise ValueError(
+                f"examples: wants what the collator returns as 'examples', got a {type(example).__name__}; "
+                "encode_row makes an example of a row"
+            )
     find_code = find_code or partial(fenced_code, language=visits.language)
     ends = generation.setdefault("eos_token_id", tokenizer.eos_token_id)
+    if ends is None:
+        raise ValueError("eos_token_id: the tokenizer has none, wants the id or ids that end an answer")
     ends = [ends] if isinstance(ends, int) else list(ends)
     generation.setdefault("do_sample", False)
     pad = generation.setdefault(
@@ -115,6 +134,14 @@ def refresh_rollouts(
             visits.update_rollouts([example for example, _ in found], [code for _, code in found])
             stored += len(found)
     return stored
+
+
+def _check_cache(visits: Any) -> None:
+    if not isinstance(visits, VisitCache):
+        raise ValueError(
+            f"visits: wants a VisitCache, got {visits!r}; a trainer has one where its loss has alpha > 0 or "
+            "lambda_align > 0"
+        )
 
 
 def _code_tokens(

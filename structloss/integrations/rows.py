@@ -41,9 +41,14 @@ def fenced_code(text: str, language: str = "python") -> tuple[int, int] | None:
 
 def has_code(row: Row, language: str = "python") -> bool:
     """Whether `encode_row` finds code in the row: for ``dataset.filter(has_code)``."""
-    if "code" in row:
-        return bool(row["code"].strip())
-    completion = _text(row["messages"] if "messages" in row else row["completion"])
+    known = _columns(row)
+    if ("code" in known and not {"messages", "completion"} & set(known)) or _code_column(known):
+        return bool(known["code"].strip())
+    if "messages" not in known and "completion" not in known:
+        if not {"code", "completion", "messages"} & set(row):
+            raise _other_columns(row)
+        return False  # there, but None
+    completion = _text(known["messages"] if "messages" in known else known["completion"])
     found = fenced_code(completion, language)
     return found is not None and bool(completion[slice(*found)].strip())
 
@@ -62,7 +67,7 @@ def encode_row(row: Row, tokenizer: Any, *, language: str = "python", max_length
 
             Messages go through the tokenizer's chat template. Texts are joined as they are, with the end-of-text
             token behind them. Further columns: ``id`` (default: a hash of the text), ``group_id`` and ``passed`` for
-            the pathway term.
+            the pathway term. A column that is None counts as missing.
         tokenizer: fast, with a chat template where there are messages.
         language: of the code.
         max_length: longer examples lose their end, as in other trainers.
@@ -70,6 +75,9 @@ def encode_row(row: Row, tokenizer: Any, *, language: str = "python", max_length
     Raises:
         ValueError: a row of another form, or one without code.
     """
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length: wants at least 1 token, or None for no limit, got {max_length}")
+    row = _columns(row)
     segments = _segments(row, tokenizer, language)
     text = "".join(part for _, part in segments)
     example = encode_example(
@@ -91,9 +99,25 @@ def encode_row(row: Row, tokenizer: Any, *, language: str = "python", max_length
     )
 
 
+def _columns(row: Row) -> Row:
+    """Joined data sets fill the columns that a row does not have with None."""
+    return {name: value for name, value in row.items() if value is not None} if isinstance(row, Mapping) else row
+
+
+def _code_column(row: Row) -> bool:
+    """Whether the row is of the first form, which goes before the others."""
+    return "code" in row and "prompt" in row
+
+
+def _other_columns(row: Row) -> ValueError:
+    return ValueError(
+        f"row: wants the columns prompt and code (and reasoning), prompt and completion, or messages, got {sorted(row)}"
+    )
+
+
 def _segments(row: Row, tokenizer: Any, language: str) -> list[tuple[str, str]]:
     """The (region, text) parts of a row, the code as the third."""
-    if "code" in row and "prompt" in row:
+    if from_column := _code_column(row):
         reasoning = (row.get("reasoning") or "").strip()
         before = f"{reasoning}\n\n```{language}\n".lstrip("\n")
         code = row["code"].strip("\n") + "\n"
@@ -103,16 +127,13 @@ def _segments(row: Row, tokenizer: Any, language: str) -> list[tuple[str, str]]:
     elif "completion" in row and "prompt" in row:
         completion, found = _text(row["completion"]), None
     else:
-        raise ValueError(
-            "row: wants the columns prompt and code (and reasoning), prompt and completion, or messages, "
-            f"got {sorted(row)}"
-        )
-    if "messages" in row:
+        raise _other_columns(row)
+    if "messages" in row and not from_column:
         prompt, completion, ending = _conversation(row["messages"], tokenizer)
     elif isinstance(row["prompt"], str):
         prompt, ending = row["prompt"], tokenizer.eos_token or ""
         completion = completion.removesuffix(ending) if ending else completion
-        if "code" in row and not prompt.endswith("\n"):
+        if from_column and not prompt.endswith("\n"):
             prompt += "\n"
     else:
         answer = [{"role": "assistant", "content": completion}]
@@ -147,7 +168,10 @@ def _text(completion: Any) -> str:
         return completion
     if not completion or completion[-1]["role"] != "assistant":
         raise ValueError("messages: wants a last message whose role is assistant")
-    return completion[-1]["content"].strip()
+    content = completion[-1]["content"]
+    if not isinstance(content, str):
+        raise ValueError(f"messages: wants a text as content, got a {type(content).__name__}")
+    return content.strip()
 
 
 class RowCollator:

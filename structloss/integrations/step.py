@@ -26,13 +26,26 @@ def model_loss(
     Args:
         inputs: `input_ids`, `attention_mask` and `structure`, on the model's device.
         progress, denominator: see `StructureAwareLoss.forward`.
+
+    Raises:
+        ValueError: a batch of another collator, and what `hidden_and_head` and the loss refuse.
     """
+    require(inputs, "input_ids", "attention_mask", "structure")
     made = hidden_and_head(
         model, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
     )
     return loss(
         made.hidden, made.weight, inputs["structure"], progress=progress, denominator=denominator, **made.options
     )
+
+
+def require(inputs: Mapping[str, Any], *names: str) -> None:
+    """Raises ValueError where a batch lacks what the loss's collators give."""
+    for name in names:
+        if name not in inputs:
+            raise ValueError(
+                f"inputs: no {name!r}, only {sorted(inputs)}; wants what RowCollator or StructureCollator returns"
+            )
 
 
 def token_weight_sum(loss: StructureAwareLoss, structure: StructureBatch) -> torch.Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from structloss.integrations.rows import RowCollator
-from structloss.integrations.step import model_loss, token_weight_sum
+from structloss.integrations.step import model_loss, require, token_weight_sum
 from structloss.losses.structure_aware import StructureAwareLoss, StructureLossOutput
 from structloss.losses.visits import VisitCache
 from structloss.models.head import model_parts
@@ -47,7 +47,8 @@ class StructureLossMixin:
 
     Raises:
         ValueError: arguments that are missing or that cannot be served: packing, `compute_metrics` (no logits are
-            made), an alignment head with several processes, a model that `hidden_and_head` refuses.
+            made), `compute_loss_func`, an alignment head with several processes, a model that `hidden_and_head`
+            refuses, batches of a collator that gives no `structure`.
     """
 
     # For type checkers: what the trainer behind this class has.
@@ -76,6 +77,8 @@ class StructureLossMixin:
             raise ValueError("args.packing, args.padding_free: a row has to stay one program, set both to False")
         if trainer.get("compute_metrics") is not None:
             raise ValueError("compute_metrics: no logits are made here; evaluate what the model generates instead")
+        if trainer.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func: structure_loss stands in its place; give one of the two")
         args.remove_unused_columns = False
         if hasattr(args, "dataset_kwargs"):
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -110,6 +113,8 @@ class StructureLossMixin:
         self.structure_loss.zero_grad()  # the trainer clears the gradients of its model only
         samples = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         batches = samples[0]
+        for batch in batches:
+            require(batch, "structure")
         if batches:
             weights = torch.stack([token_weight_sum(self.structure_loss, batch["structure"]) for batch in batches])
             mean = self.accelerator.reduce(weights.mean().to(self.args.device), "mean")
@@ -120,6 +125,7 @@ class StructureLossMixin:
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of one batch; in evaluation L_token alone, and nothing is remembered."""
+        require(inputs, "input_ids", "attention_mask", "structure", "examples")
         structure, examples = inputs["structure"].to(self.args.device), inputs["examples"]
         training = model.training
         if training and self.visits is not None:

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from structloss import StructureAwareLoss, VisitCache
-from structloss.integrations import RowCollator, capture, encode_row, fenced_code, has_code, refresh_rollouts
+from structloss.integrations import (
+    RowCollator,
+    capture,
+    encode_row,
+    fenced_code,
+    has_code,
+    model_loss,
+    refresh_rollouts,
+)
 from structloss.integrations.own_code import _code_tokens
 from structloss.losses import CODE, PROMPT, REASONING
 from structloss.trees import parse
@@ -145,6 +153,81 @@ def test_capture_stores_what_the_model_prefers(tmp_path) -> None:
             code = np.flatnonzero(example.regions == CODE)
             assert (stored["visit:" + example.id] == preferred[row, code - 1].numpy()).all()
         assert visits.attach(batch["structure"], batch["examples"]).gap.max() > 0
+
+
+def test_capture_and_rollouts_leave_every_modules_mode() -> None:
+    model, rows, collate = make_model(TOKENIZER), make_rows(1), RowCollator(TOKENIZER)
+    model.train()
+    frozen = model.model.layers[0].eval()
+    visits = VisitCache.for_loss(StructureAwareLoss(), TOKENIZER)
+    capture(model, rows, visits, collate)
+    refresh_rollouts(model, TOKENIZER, collate(rows)["examples"], visits, max_new_tokens=1)
+    assert not frozen.training
+    assert model.training
+    assert model.model.layers[1].training
+
+
+def test_capture_and_rollouts_name_the_faulty_argument() -> None:
+    model, rows, collate = make_model(TOKENIZER), make_rows(1), RowCollator(TOKENIZER)
+    with pytest.raises(ValueError, match=r"^visits: wants a VisitCache, got None"):
+        capture(model, rows, None, collate)
+    visits = VisitCache.for_loss(StructureAwareLoss(), TOKENIZER)
+    with pytest.raises(ValueError, match=r"^examples: .* got a dict; encode_row"):
+        refresh_rollouts(model, TOKENIZER, rows, visits, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"^eos_token_id:"):
+        refresh_rollouts(model, TOKENIZER, encoded(rows), visits, max_new_tokens=1, eos_token_id=None)
+
+
+def encoded(rows):
+    return [encode_row(row, TOKENIZER) for row in rows]
+
+
+def test_a_model_loss_without_structure_says_which_collator_makes_it() -> None:
+    inputs = RowCollator(TOKENIZER)(make_rows(1))
+    del inputs["structure"]
+    with pytest.raises(ValueError, match=r"^inputs: no 'structure'.*RowCollator"):
+        model_loss(make_model(TOKENIZER), StructureAwareLoss(), inputs, progress=0.0)
+
+
+def code_of(example) -> str:
+    return TOKENIZER.decode(example.input_ids[example.regions == CODE])
+
+
+def test_columns_of_none_count_as_missing() -> None:
+    """Joined data sets fill the columns that a row does not have with None."""
+    fenced = "```python\nx = 1\n```"
+    row = {"prompt": "p", "code": None, "reasoning": None, "completion": fenced, "messages": None}
+    assert has_code(row)
+    assert code_of(encode_row(row, TOKENIZER)) == "x = 1\n"
+    assert not has_code({"prompt": "p", "code": None})
+    for bad in ({"prompt": "p", "code": None}, {"prompt": None, "code": "x = 1"}, {"text": fenced}):
+        with pytest.raises(ValueError, match=r"^row: wants the columns"):
+            encode_row(bad, TOKENIZER)
+    with pytest.raises(ValueError, match=r"^row: wants the columns"):
+        has_code({"text": fenced})
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": fenced}]}]
+    with pytest.raises(ValueError, match=r"^messages: wants a text as content, got a list"):
+        encode_row({"messages": parts}, TOKENIZER)
+
+
+def test_code_of_its_own_column_goes_before_messages() -> None:
+    row = make_rows(1)[0]
+    chat = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "Long before.\n```python\ny = 2\n```"},
+    ]
+    alone, both = encode_row(row, TOKENIZER), encode_row(row | {"messages": chat}, TOKENIZER)
+    assert code_of(both) == code_of(alone)
+    assert (both.input_ids == alone.input_ids).all()
+    no_prompt = {"code": "", "messages": chat}
+    assert has_code(no_prompt)
+    assert code_of(encode_row(no_prompt, TOKENIZER)) == "y = 2\n"
+
+
+@pytest.mark.parametrize("max_length", [0, -1])
+def test_a_length_that_cuts_from_the_wrong_end_is_refused(max_length) -> None:
+    with pytest.raises(ValueError, match=r"^max_length: wants at least 1"):
+        encode_row(make_rows(1)[0], TOKENIZER, max_length=max_length)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

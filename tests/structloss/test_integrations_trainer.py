@@ -237,6 +237,7 @@ def test_an_error_of_a_worker_ends_the_training(tmp_path) -> None:
         ({"args": None}, "args:"),
         ({"processing_class": None}, "processing_class:"),
         ({"compute_metrics": lambda prediction: {}}, "compute_metrics:"),
+        ({"compute_loss_func": lambda outputs, labels: 0.0}, "compute_loss_func:"),
         ({"args": SFTConfig("out", **(QUIET | {"bf16": False, "packing": True}))}, "args.packing"),
     ],
 )
@@ -249,3 +250,11 @@ def test_the_mixin_names_the_faulty_argument(tmp_path, change, named) -> None:
     }
     with pytest.raises(ValueError, match=f"^{named}"):
         OfTrl(make_model(TOKENIZER), **(given | change))
+
+
+def test_a_collator_without_structure_is_named(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, captured=False)
+    plain = trainer.data_collator
+    trainer.data_collator = lambda rows: {k: v for k, v in plain(rows).items() if k != "structure"}
+    with pytest.raises(ValueError, match=r"^inputs: no 'structure'.*RowCollator"):
+        trainer.train()
