@@ -125,13 +125,7 @@ def tables(report: Row) -> dict[str, str]:
 
 def set_up(size: Size) -> Setup:
     segments = kata_segments(size.rows) if size.tokens is None else library_segments(size)
-    with tempfile.TemporaryDirectory() as folder:
-        train_tokenizer(("".join(part for _, part in row) for row, _ in segments), size.vocab).save_pretrained(folder)
-        tokenizer = load_tokenizer(folder)
-    examples = [
-        encode_example(tokenizer, row, id=str(number), code_prefix=prefix)
-        for number, (row, prefix) in enumerate(segments)
-    ]
+    tokenizer, examples = encoded(segments, size.vocab)
     if size.tokens is not None:
         examples = sorted(examples, key=lambda example: abs(len(example) - size.tokens))[: size.rows]
     inputs = StructureCollator(tokenizer.pad_token_id)(examples)
@@ -143,6 +137,17 @@ def set_up(size: Size) -> Setup:
     preferred[wrong] = torch.randint(len(tokenizer), (int(wrong.sum()),), generator=draw)
     visits.update(examples, preferred)
     return Setup(student, examples, inputs, visits)
+
+
+def encoded(segments: Sequence[tuple[list[tuple[str, str]], str]], vocab: int) -> tuple[Any, list[Example]]:
+    """A tokenizer trained on the segments, and the segments as examples."""
+    with tempfile.TemporaryDirectory() as folder:
+        train_tokenizer(("".join(part for _, part in row) for row, _ in segments), vocab).save_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
+    return tokenizer, [
+        encode_example(tokenizer, row, id=str(number), code_prefix=prefix)
+        for number, (row, prefix) in enumerate(segments)
+    ]
 
 
 def kata_segments(rows: int) -> list[tuple[list[tuple[str, str]], str]]:

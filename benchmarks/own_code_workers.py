@@ -21,7 +21,6 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,17 +31,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.loss_step import STUDENTS, Size, kata_segments, library_segments
+from benchmarks.loss_step import STUDENTS, Size, encoded, kata_segments, library_segments
 from benchmarks.timing import WrongResult, environment, spread
 from benchmarks.tree_report import conditions, fill, markdown, timed
-from structloss import StructureAwareLoss, StructureCollator, VisitCache, encode_example, parse
+from structloss import StructureAwareLoss, StructureCollator, VisitCache, parse
 from structloss.integrations import model_loss
 from structloss.losses import CODE, Example, structural_gap
 from structloss.losses.own_code import OwnCode, OwnCodeReader
 from structloss.losses.workers import OwnCodeWorkers
 from structloss.trees import TreeBatch
 from training.config import StudentConfig
-from training.students import build_student, load_tokenizer, train_tokenizer
+from training.students import build_student
 
 Row = dict[str, Any]
 BATCHES = 4
@@ -175,13 +174,7 @@ def set_up(size: Size) -> tuple[Any, Any, list[Example]]:
     """A student, its tokenizer, and as many examples as the batches hold."""
     needed = BATCHES * size.rows
     segments = kata_segments(needed) if size.tokens is None else library_segments(size._replace(rows=needed))[:needed]
-    with tempfile.TemporaryDirectory() as folder:
-        train_tokenizer(("".join(part for _, part in row) for row, _ in segments), size.vocab).save_pretrained(folder)
-        tokenizer = load_tokenizer(folder)
-    examples = [
-        encode_example(tokenizer, row, id=str(number), code_prefix=prefix)
-        for number, (row, prefix) in enumerate(segments)
-    ]
+    tokenizer, examples = encoded(segments, size.vocab)
     return build_student(size.config, tokenizer, seed=0, max_positions=2048), tokenizer, examples
 
 

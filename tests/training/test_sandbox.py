@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from benchmarks.hostile_suite import python_for
-from tests.training.sandboxes import sandbox_or_skip
+from tests.training.sandboxes import WITHOUT_NAMESPACES, sandbox_or_skip
 from training import plain_data
 from training.assertions import PreparedCall, result_check
 from training.hostile import descendants
@@ -369,17 +369,10 @@ def test_it_works_as_an_ordinary_user(sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 def test_missing_walls_are_named_and_refused_unless_unsafe(sandbox: Sandbox) -> None:
-    """A process without capabilities, in a user namespace that allows no further one, can build no wall."""
     done = run_script(
-        """
-        import ctypes, json, os, struct
-        libc = ctypes.CDLL(None)
-        user, group = os.geteuid(), os.getegid()
-        assert libc.unshare(0x10000000) == 0
-        for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
-            with open(f"/proc/self/{name}", "w") as file: file.write(text)
-        with open("/proc/sys/user/max_user_namespaces", "w") as file: file.write("0")
-        assert libc.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24)) == 0
+        WITHOUT_NAMESPACES
+        + textwrap.dedent("""
+        import json
         from training.sandbox import Program, Sandbox, SandboxUnavailable
         try:
             with Sandbox(workers=1): print("opened")
@@ -390,7 +383,7 @@ def test_missing_walls_are_named_and_refused_unless_unsafe(sandbox: Sandbox) -> 
             programs = [Program("a", "def f(): return 1", "f", ["assert f() == 1"]),
                         Program("b", leaves, "f", ["assert f() == 0"], 0.5)]
             print(json.dumps([sandbox.isolation, [v.status for v in sandbox.run(programs)]]))
-        """,
+        """),
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": "."},
     )  # fmt: skip
